@@ -1,0 +1,139 @@
+"""A convolution whose gradient is fast on a CPU inside of `lax.scan` and `lax.cond`.
+
+XLA's CPU compiler brings convolutions into the form its kernels want only in the entry computation. The two
+gradients of a convolution are not in that form, so in the body of a loop they fall to a naive one, a hundred
+times slower. Here both are written as forward convolutions of that form (channels last, no reversed window):
+
+    dx = conv(g dilated by the stride, w reversed in space with its channels swapped)
+    dw = conv(x with channels as batch, g with batch as input channels, dilated by the stride)
+
+On other platforms the gradient is left to XLA, which maps it to the vendor's kernels.
+"""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def conv_general_dilated(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides,
+    padding,
+    lhs_dilation=None,
+    rhs_dilation=None,
+    dimension_numbers=None,
+    feature_group_count: int = 1,
+    **kwargs,
+) -> jax.Array:
+    """`lax.conv_general_dilated`, for the same-named field of `flax.linen.Conv`.
+
+    Channels last, one group, undilated: the convolution of this module. Any other is handed on to `lax`, whose
+    gradient is slow in a loop on the CPU.
+
+    Args:
+      lhs: `[B, *spatial, in]`.
+      rhs: `[*window, in, out]`.
+      window_strides: one a spatial dimension.
+      padding: "SAME", "VALID" or a pair (low, high) a spatial dimension.
+      lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count: as in `lax`.
+      **kwargs: `precision` and what else `lax` takes.
+
+    Returns:
+      `[B, *spatial, out]`.
+    """
+    numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+    last = lhs.ndim - 1
+    channels_last = (0, last, *range(1, last))
+    window_last = (last, last - 1, *range(last - 1))
+    plain = (
+        numbers == lax.ConvDimensionNumbers(channels_last, window_last, channels_last)
+        and feature_group_count == 1
+        and all(d == 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
+        and not {k for k, v in kwargs.items() if v is not None} - {"precision"}
+        and lhs.dtype == rhs.dtype
+    )
+    if not plain:
+        return lax.conv_general_dilated(
+            lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers,
+            feature_group_count, **kwargs,
+        )  # fmt: skip
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(lhs.shape[1:-1], rhs.shape[:-2], window_strides, padding)
+    pads = tuple((int(low), int(high)) for low, high in padding)
+    return _conv(lhs, rhs, tuple(window_strides), pads, kwargs.get("precision"))
+
+
+def _forward_conv(x, w, strides, pads, precision, x_dilation=None, w_dilation=None):
+    spatial = "".join("HWD"[: x.ndim - 2])
+    numbers = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
+    dilation = x_dilation or (1,) * len(spatial)
+    if math.prod(w.shape[:-2]) > math.prod(x.shape[1:-1]) or min(min(p) for p in pads) < 0:
+        # XLA would swap the operands where the window is larger than the input, and its CPU kernels take
+        # neither that nor negative padding; a pad that it cannot merge with the convolution avoids both.
+        config = [(0, 0, 0), *((*p, d - 1) for p, d in zip(pads, dilation, strict=True)), (0, 0, 0)]
+        x = lax.optimization_barrier(lax.pad(x, jnp.zeros((), x.dtype), config))
+        pads, dilation = "VALID", None
+    return lax.conv_general_dilated(
+        x, w, strides, pads, dilation, w_dilation, dimension_numbers=numbers, precision=precision
+    )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _conv(x, w, strides, pads, precision):
+    return _forward_conv(x, w, strides, pads, precision)
+
+
+def _conv_fwd(x, w, strides, pads, precision):
+    return _conv(x, w, strides, pads, precision), (x, w)
+
+
+def _conv_bwd(strides, pads, precision, saved, g):
+    """Both gradients; the one that nobody uses is dead code to the compiler."""
+    x, w = saved
+    return lax.platform_dependent(
+        x,
+        w,
+        g,
+        cpu=lambda x, w, g: (
+            _input_gradient(x, w, g, strides, pads, precision),
+            _window_gradient(x, w, g, strides, pads, precision),
+        ),
+        default=lambda x, w, g: jax.vjp(lambda x, w: _forward_conv(x, w, strides, pads, precision), x, w)[1](
+            g
+        ),
+    )
+
+
+_conv.defvjp(_conv_fwd, _conv_bwd)
+
+
+def _input_gradient(x, w, g, strides, pads, precision):
+    axes = range(w.ndim - 2)
+    swapped = jnp.swapaxes(jnp.flip(w, axes), -1, -2)
+    back = []
+    for n, m, k, s, (low, _) in zip(x.shape[1:], g.shape[1:], w.shape, strides, pads, strict=False):
+        dilated = (m - 1) * s + 1
+        back.append((k - 1 - low, n + low - dilated))
+    return _forward_conv(g, swapped, (1,) * len(axes), back, precision, x_dilation=strides)
+
+
+def _window_gradient(x, w, g, strides, pads, precision):
+    spatial = tuple(range(1, x.ndim - 1))
+    axes = (x.ndim - 1, *spatial, 0)
+    ends = []
+    for n, m, k, s, (low, _) in zip(x.shape[1:], g.shape[1:], w.shape, strides, pads, strict=False):
+        dilated = (m - 1) * s + 1
+        ends.append((low, k - 1 + dilated - n - low))
+    dw = _forward_conv(
+        x.transpose(axes),
+        g.transpose((*spatial, 0, g.ndim - 1)),
+        (1,) * len(spatial),
+        ends,
+        precision,
+        w_dilation=strides,
+    )
+    return dw.transpose((*spatial, 0, dw.ndim - 1))

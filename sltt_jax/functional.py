@@ -1,0 +1,68 @@
+"""A Linen network as the pure function that a rule takes.
+
+The network's `__call__(xs, *, train, temporal_gradient)` works on blocks `[T, B, ...]`; its membranes and batch
+statistics are collections of variables, and together they are the `state` of the rules.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from sltt_jax.layers import MEMBRANE
+from sltt_jax.rules import Apply
+
+PyTree = Any
+
+
+def init(model: nn.Module, key: jax.Array, x: jax.Array) -> tuple[PyTree, PyTree]:
+    """Parameters and state of a network.
+
+    Args:
+      model: the network.
+      key: draws the parameters.
+      x: the input of one step, `[B, ...]`; only its shape and dtype matter.
+
+    Returns:
+      `(params, state)`; the state is a dict of collections, its membranes at rest and of the batch size of `x`.
+    """
+    variables = model.init(key, x[None], train=False, temporal_gradient=True)
+    params = variables.pop("params")
+    return params, variables
+
+
+def at_rest(model: nn.Module, state: PyTree, x: jax.Array) -> PyTree:
+    """`state` with all membranes at rest, of the batch size of `x`, the input of one step `[B, ...]`.
+
+    Under `jit` nothing of the network is computed for it.
+    """
+    _, fresh = init(model, jax.random.key(0), x)
+    return {**state, **{name: value for name, value in fresh.items() if name == MEMBRANE}}
+
+
+def applier(
+    model: nn.Module, *, train: bool = True, key: jax.Array | None = None, record: tuple[str, ...] = ()
+) -> Apply:
+    """`apply(params, state, xs, *, temporal_gradient) -> (outputs, state)` of a network.
+
+    Args:
+      model: the network.
+      train: batch statistics and dropout as in training.
+      key: draws the dropout masks; the same for all time steps of an update.
+      record: collections that layers write and nothing carries on ("firing_rate"); with any, the outputs are
+        `(outputs, {collection: values})`.
+    """
+
+    def apply(params, state, xs, *, temporal_gradient):
+        outputs, changed = model.apply(
+            {"params": params, **state},
+            xs,
+            train=train,
+            temporal_gradient=temporal_gradient,
+            mutable=[*state, *record],
+            rngs=None if key is None else {"dropout": key},
+        )
+        state = {name: changed[name] for name in state}
+        return (outputs, {name: changed[name] for name in record}) if record else outputs, state
+
+    return apply

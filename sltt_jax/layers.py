@@ -1,0 +1,121 @@
+"""Linen layers on blocks of time steps, `[T, B, ...]` with channels last.
+
+`nn.Dense`, pooling and everything else that takes extra leading axes is Linen's own. What is here is what time
+makes special: neurons that carry a membrane, statistics of every step by itself, one dropout mask for all steps,
+and convolutions whose gradient is fast in a loop on the CPU.
+
+Every layer that needs to know is told how it is run: `train`, and `temporal_gradient` as the rule wants it.
+"""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sltt_jax.convolution import conv_general_dilated
+from sltt_jax.neurons import Neuron, lif
+
+MEMBRANE = "membrane"
+BATCH_STATS = "batch_stats"
+FIRING_RATE = "firing_rate"
+
+Conv = partial(nn.Conv, conv_general_dilated=conv_general_dilated)
+
+# Every block of an update is given the same key, so a mask without a time axis is the same at all T steps.
+Dropout = partial(nn.Dropout, broadcast_dims=(0,))
+
+
+def avg_pool(xs: jax.Array, size: int) -> jax.Array:
+    """Average over `size x size` windows side by side, `[T, B, H, W, C]` to `[T, B, H//size, W//size, C]`."""
+    return nn.avg_pool(xs, (size, size), (size, size))
+
+
+def max_pool(xs: jax.Array, size: int) -> jax.Array:
+    """Maximum over `size x size` windows side by side, `[T, B, H, W, C]` to `[T, B, H//size, W//size, C]`."""
+    return nn.max_pool(xs, (size, size), (size, size))
+
+
+def check_input(xs: jax.Array, axes: str):
+    """Raises a ValueError unless `xs` is floating point and has the named axes ("T B H W C")."""
+    if xs.ndim != len(axes.split()):
+        raise ValueError(f"the network takes inputs [{axes.replace(' ', ', ')}], got shape {xs.shape}")
+    if not jnp.issubdtype(xs.dtype, jnp.floating):
+        raise ValueError(f"the network takes floating point inputs, got {xs.dtype}")
+
+
+class LIF(nn.Module):
+    """Leaky integrate-and-fire neurons, one for every entry of `[B, ...]`.
+
+    The membrane is the variable `v` of the collection "membrane", at least float32 whatever the inputs are. If
+    the collection "firing_rate" is mutable, the mean spike of every step and sample is left there, `[T, B]`.
+
+    Attributes:
+      neuron: the parameters of the layer.
+    """
+
+    neuron: Neuron = Neuron()
+
+    @nn.compact
+    def __call__(self, xs: jax.Array, *, temporal_gradient: bool) -> jax.Array:
+        """Spikes (0 or 1) of the currents `xs`, both `[T, B, ...]`."""
+        dtype = jnp.promote_types(xs.dtype, jnp.float32)
+        rest = jnp.asarray(self.neuron.v_rest, dtype)
+        membrane = self.variable(MEMBRANE, "v", lambda: jnp.broadcast_to(rest, xs.shape[1:]))
+        v, spikes = lif(membrane.value, xs.astype(dtype), self.neuron, temporal_gradient=temporal_gradient)
+        if not self.is_initializing():
+            membrane.value = v
+            rate = spikes.mean(range(2, spikes.ndim))
+            self.sow(FIRING_RATE, "rate", rate, init_fn=lambda: None, reduce_fn=lambda _, new: new)
+        return spikes.astype(xs.dtype)
+
+
+class StepBatchNorm(nn.Module):
+    """Batch normalisation with the statistics of every time step by itself, as in the SLTT paper's code.
+
+    In training each step is normalised by its own mean and variance over (B, H, W), and the running statistics
+    move once a step; a block of C steps moves them in closed form to where C single steps would. Otherwise the
+    one set of running statistics serves every step.
+
+    Attributes:
+      momentum: what the running statistics keep in a step; 0.9 is PyTorch's 0.1.
+      epsilon: added to the variance.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, xs: jax.Array, *, train: bool) -> jax.Array:
+        """Normalises `xs`, `[T, B, ..., C]`, over all but its first and last axis.
+
+        Raises:
+          ValueError: in training, a step holds a single value per channel, which has no variance.
+        """
+        dtype = jnp.promote_types(xs.dtype, jnp.float32)
+        shape = xs.shape[-1:]
+        running_mean = self.variable(BATCH_STATS, "mean", jnp.zeros, shape, dtype)
+        running_var = self.variable(BATCH_STATS, "var", jnp.ones, shape, dtype)
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        x = xs.astype(dtype)
+        if train:
+            axes = tuple(range(1, x.ndim - 1))
+            n = x[0, ..., 0].size
+            if n < 2:
+                raise ValueError(f"batch statistics need two values a channel, got shape {xs.shape}")
+            mean = x.mean(axes, keepdims=True)
+            var = jnp.square(x - mean).mean(axes, keepdims=True)
+            if not self.is_initializing():
+                move = partial(self._move, steps=len(x))
+                running_mean.value = move(running_mean.value, mean.reshape(-1, *shape))
+                running_var.value = move(running_var.value, var.reshape(-1, *shape) * (n / (n - 1)))
+        else:
+            mean, var = running_mean.value, running_var.value
+        y = (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
+        return y.astype(xs.dtype)
+
+    def _move(self, running, batch, steps):
+        """The running average after the statistics `batch`, `[steps, C]`, one step after the other."""
+        kept = self.momentum ** jnp.arange(steps - 1, -1, -1, dtype=batch.dtype)
+        return self.momentum**steps * running + (1 - self.momentum) * (kept @ batch)

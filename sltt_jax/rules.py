@@ -1,0 +1,430 @@
+"""Training rules: drop-in replacements of `jax.value_and_grad` for networks that run over time.
+
+A rule knows nothing of neurons or layers. It takes a network as a pure function of a *block* of C >= 1
+consecutive time steps,
+
+    outputs, state = apply(params, state, xs, temporal_gradient=...)        # xs, outputs: [C, B, ...]
+
+where `state` is a pytree of all that flows from step to step, and an instantaneous loss
+`step_loss(outputs[t], target) -> scalar`, which is averaged over the T steps:
+
+    (loss, aux), grads = sltt().value_and_grad(apply, step_loss)(params, state, inputs, target, key)
+
+`apply` must cut the gradient that enters through the state (`lax.stop_gradient` on the membranes of the step
+before) when it is called with `temporal_gradient=False`, also between the steps of one block.
+
+The inputs are a pytree of arrays `[T, B, ...]`, or `Repeat(x, T)` for an input that is the same at every step.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+StepLoss = Callable[[Any, Any], jax.Array]
+ValueAndGrad = Callable[..., tuple[tuple[jax.Array, "Aux"], PyTree]]
+
+# Names the branch that SLTT-K takes at k of its T steps, so that costs can be counted from the jaxpr.
+K_STEP_SCOPE = "sltt_k_step"
+
+
+class Apply(Protocol):
+    """A network as a pure function of a block of time steps; see the module's docstring."""
+
+    def __call__(
+        self, params: PyTree, state: PyTree, xs: PyTree, *, temporal_gradient: bool
+    ) -> tuple[PyTree, PyTree]: ...
+
+
+class Aux(NamedTuple):
+    """What every rule returns beside the loss and the gradient.
+
+    Attributes:
+      losses: the instantaneous loss of every step, `[T]`; `loss` is its mean, also under SLTT-K.
+      outputs: the sum of the outputs over time, `[B, ...]`; evaluation takes its argmax.
+      state: the state after the last step.
+    """
+
+    losses: jax.Array
+    outputs: PyTree
+    state: PyTree
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Repeat:
+    """An input that is the same at each of T steps, kept once: `x` is a pytree of arrays `[B, ...]`."""
+
+    x: PyTree
+    T: int = dataclasses.field(metadata={"static": True})
+
+
+def time_steps(inputs: PyTree) -> int:
+    """T of `inputs`.
+
+    Raises:
+      ValueError: there is no time axis, it is empty, or the arrays disagree about its length.
+    """
+    if isinstance(inputs, Repeat):
+        lengths = {inputs.T}
+    else:
+        leaves = jax.tree.leaves(inputs)
+        if not leaves or any(jnp.ndim(x) == 0 for x in leaves):
+            raise ValueError("inputs must be arrays [T, B, ...], got a scalar or nothing at all")
+        lengths = {len(x) for x in leaves}
+    if len(lengths) > 1:
+        raise ValueError(f"all inputs must have the same number of time steps, got {sorted(lengths)}")
+    T = lengths.pop()
+    if T < 1:
+        raise ValueError(f"inputs must have at least one time step, got T={T}")
+    return T
+
+
+def scan_blocks(step: Callable, carry: PyTree, inputs: PyTree, size: int, *per_step) -> tuple[PyTree, PyTree]:
+    """Runs `carry, ys = step(carry, (block, *per_step))` over blocks of `size` steps, in order.
+
+    The last block is shorter where `size` does not divide T. Blocks of a `Repeat` are made one at a time.
+
+    Args:
+      step: takes the carry and a tuple of a block of inputs `[C, B, ...]` and the same steps of `per_step`;
+        returns the new carry and a pytree of arrays `[C, ...]`.
+      carry: what goes from block to block.
+      inputs: `[T, B, ...]` or `Repeat`.
+      size: steps a block, 1..T.
+      *per_step: further arrays `[T, ...]`.
+
+    Returns:
+      The carry after the last block, and what the blocks returned, `[T, ...]`.
+    """
+    T = time_steps(inputs)
+    static = isinstance(inputs, Repeat)
+    xs = ((), *per_step) if static else (inputs, *per_step)
+
+    def run(carry, xs, length):
+        if static:
+            repeat = lambda x: jnp.broadcast_to(x, (length, *x.shape))  # noqa: E731
+            xs = (jax.tree.map(repeat, inputs.x), *xs[1:])
+        return step(carry, xs)
+
+    blocks, rest = divmod(T, size)
+    outs = []
+    # A single block stays outside of a loop: one program without a while, whatever the backend makes of it.
+    if blocks > 1:
+        folded = jax.tree.map(lambda x: x[: blocks * size].reshape(blocks, size, *x.shape[1:]), xs)
+        carry, ys = jax.lax.scan(lambda c, x: run(c, x, size), carry, folded, length=blocks)
+        outs.append(jax.tree.map(lambda y: y.reshape(blocks * size, *y.shape[2:]), ys))
+    elif blocks == 1:
+        carry, ys = run(carry, jax.tree.map(lambda x: x[:size], xs), size)
+        outs.append(ys)
+    if rest:
+        carry, ys = run(carry, jax.tree.map(lambda x: x[blocks * size :], xs), rest)
+        outs.append(ys)
+    return carry, outs[0] if len(outs) == 1 else jax.tree.map(lambda *y: jnp.concatenate(y), *outs)
+
+
+def _add_steps(total, outputs):
+    """Adds the steps of a block one after the other, so that every block size rounds alike."""
+    return jax.lax.scan(lambda a, o: (jax.tree.map(jnp.add, a, o), None), total, outputs, unroll=16)[0]
+
+
+def _zero_total(apply, params, state, inputs):
+    """Zeros like the outputs of one step."""
+    one = inputs.x if isinstance(inputs, Repeat) else jax.tree.map(lambda x: x[0], inputs)
+    block = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *jnp.shape(x)), x.dtype), one)
+    outputs, _ = jax.eval_shape(lambda *a: apply(*a, temporal_gradient=False), params, state, block)
+    return jax.tree.map(lambda o: jnp.zeros(o.shape[1:], o.dtype), outputs)
+
+
+def _forward(apply, step_loss, target, temporal_gradient):
+    """One block forward: `(params, (state, total), xs) -> (state, total), losses [C]`."""
+
+    def forward(params, carry, xs):
+        state, total = carry
+        outputs, state = apply(params, state, xs, temporal_gradient=temporal_gradient)
+        losses = jax.vmap(step_loss, (0, None))(outputs, target)
+        if losses.ndim != 1:
+            raise ValueError(f"step_loss must return a scalar for one step, got shape {losses.shape[1:]}")
+        return (state, _add_steps(total, outputs)), losses
+
+    return forward
+
+
+def _block_gradient(apply, step_loss, temporal_gradient):
+    """One block forward and backward, its gradient added to those before.
+
+    The state that enters is a constant, so whatever this backward pass keeps is dead at the end of the block.
+    """
+
+    def block(params, target, carry, xs):
+        *start, grads = carry
+
+        def loss(params):
+            end, losses = _forward(apply, step_loss, target, temporal_gradient)(params, start, xs)
+            return losses.sum(), (end, losses)
+
+        g, (end, losses) = jax.grad(loss, has_aux=True)(params)
+        return (*end, jax.tree.map(jnp.add, grads, g)), losses
+
+    return block
+
+
+def _start(apply, params, state, inputs):
+    """The carry of a loop over `_block_gradient`: state, sum of outputs, sum of gradients."""
+    return state, _zero_total(apply, params, state, inputs), jax.tree.map(jnp.zeros_like, params)
+
+
+def _finish(carry, losses, scale):
+    state, total, grads = carry
+    grads = jax.tree.map(lambda g: g * jnp.asarray(scale, g.dtype), grads)
+    return (losses.mean(), Aux(losses, total, state)), grads
+
+
+def _check_at_least_one(name, value):
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
+
+
+def _check_at_most_T(name, value, T):
+    if value > T:
+        raise ValueError(f"{name}={value} is more than the T={T} time steps of the inputs")
+
+
+@dataclasses.dataclass(frozen=True)
+class bptt:
+    """Backpropagation through time: the exact (surrogate) gradient. Memory grows with T.
+
+    Attributes:
+      chunk: time steps that go through the network together, layer by layer; 1..T.
+      remat: keep only the states between blocks and compute the rest again in the backward pass.
+    """
+
+    chunk: int = 1
+    remat: bool = False
+
+    def __post_init__(self):
+        _check_at_least_one("chunk", self.chunk)
+
+    def value_and_grad(self, apply: Apply, step_loss: StepLoss) -> ValueAndGrad:
+        """See the module's docstring; `key` is not used."""
+
+        def f(params, state, inputs, target, key=None):
+            del key
+            T = time_steps(inputs)
+            _check_at_most_T("chunk", self.chunk, T)
+            forward = _forward(apply, step_loss, target, temporal_gradient=True)
+
+            def loss(params):
+                step = lambda carry, xs: forward(params, carry, xs[0])  # noqa: E731
+                step = jax.checkpoint(step) if self.remat else step
+                start = state, _zero_total(apply, params, state, inputs)
+                (end, total), losses = scan_blocks(step, start, inputs, self.chunk)
+                return losses.mean(), Aux(losses, total, end)
+
+            return jax.value_and_grad(loss, has_aux=True)(params)
+
+        return f
+
+
+class _Blockwise:
+    """The loop of every rule whose gradients do not reach across the borders of blocks.
+
+    Each says how long its blocks are, what a block does, and for T steps: which arrays `[T]` go with them and
+    what the sum of gradients is multiplied by.
+    """
+
+    _size: int
+
+    def _block(self, apply: Apply, step_loss: StepLoss) -> Callable:
+        """Returns `block(params, target, carry, xs, *per_step) -> carry, losses [C]`."""
+        raise NotImplementedError
+
+    def _plan(self, T: int, key: jax.Array | None) -> tuple[tuple[jax.Array, ...], float]:
+        """Checks the rule against T; returns the arrays `per_step` and the scale of the gradient."""
+        raise NotImplementedError
+
+    def value_and_grad(self, apply: Apply, step_loss: StepLoss) -> ValueAndGrad:
+        """A function `(params, state, inputs, target, key=None) -> ((loss, Aux), grads)`; see the module.
+
+        `key` draws the steps of `sltt_k`; the other rules do not use it.
+        """
+        block = self._block(apply, step_loss)
+
+        def f(params, state, inputs, target, key=None):
+            per_step, scale = self._plan(time_steps(inputs), key)
+            carry, losses = scan_blocks(
+                lambda carry, xs: block(params, target, carry, *xs),
+                _start(apply, params, state, inputs),
+                inputs,
+                self._size,
+                *per_step,
+            )
+            return _finish(carry, losses, scale)
+
+        return f
+
+
+@dataclasses.dataclass(frozen=True)
+class tbptt(_Blockwise):
+    """Truncated backpropagation through time: the temporal gradient is cut every `window` steps.
+
+    `tbptt(1)` is SLTT, `tbptt(T)` is BPTT. The steps of a window go through the network together, layer by
+    layer. Memory grows with `window`, not with T.
+
+    Attributes:
+      window: steps between two cuts, 1..T; the last window is shorter where it does not divide T.
+    """
+
+    window: int
+
+    def __post_init__(self):
+        _check_at_least_one("window", self.window)
+
+    @property
+    def _size(self):
+        return self.window
+
+    def _plan(self, T, key):
+        _check_at_most_T("window", self.window, T)
+        return (), 1 / T
+
+    def _block(self, apply, step_loss):
+        return _block_gradient(apply, step_loss, temporal_gradient=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class sltt(_Blockwise):
+    """Spatial Learning Through Time (Meng et al. 2023): BPTT without its temporal part.
+
+    The gradient of every step is computed at that step and added up, so memory does not grow with T.
+
+    Attributes:
+      chunk: time steps that go through the network together, 1..T. The gradient is the same for every chunk;
+        a longer one is a larger batch to the convolutions and matrix products, and takes as much more memory.
+    """
+
+    chunk: int = 1
+
+    def __post_init__(self):
+        _check_at_least_one("chunk", self.chunk)
+
+    @property
+    def _size(self):
+        return self.chunk
+
+    def _plan(self, T, key):
+        _check_at_most_T("chunk", self.chunk, T)
+        return (), 1 / T
+
+    def _block(self, apply, step_loss):
+        return _block_gradient(apply, step_loss, temporal_gradient=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class sltt_k(_Blockwise):
+    """SLTT-K (Meng et al. 2023): the backward pass at only k of the T steps, the forward pass at all.
+
+    One draw of k distinct steps serves the whole batch; give every device the same key. Under `vmap` over keys
+    both branches run at every step, and nothing is saved.
+
+    Attributes:
+      k: steps with a backward pass, 1..T.
+      draw: "uniform" (the paper: at random without replacement, from `key`), "first", "last", "strided" (the
+        middles of k equal parts of time), or the steps themselves, a tuple of k different numbers in 0..T-1.
+      scale: "paper" divides the sum of the k gradients by T, so that its expectation is k/T times SLTT's;
+        "unbiased" divides it by k.
+    """
+
+    k: int
+    draw: str | tuple[int, ...] = "uniform"
+    scale: str = "paper"
+
+    _size = 1
+
+    def __post_init__(self):
+        _check_at_least_one("k", self.k)
+        if self.scale not in ("paper", "unbiased"):
+            raise ValueError(f'scale must be "paper" or "unbiased", got {self.scale!r}')
+        if isinstance(self.draw, tuple):
+            if len(set(self.draw)) != self.k or len(self.draw) != self.k:
+                raise ValueError(f"draw must name k={self.k} different steps, got {self.draw}")
+        elif self.draw not in ("uniform", "first", "last", "strided"):
+            raise ValueError(
+                f'draw must be "uniform", "first", "last", "strided" or a tuple of steps, got {self.draw!r}'
+            )
+
+    def selected(self, T: int, key: jax.Array | None = None) -> jax.Array:
+        """Which of T steps get a backward pass, `[T]` bool.
+
+        Raises:
+          ValueError: k or a step of `draw` is beyond T, or `draw="uniform"` has no key.
+        """
+        _check_at_most_T("k", self.k, T)
+        if self.draw == "uniform":
+            if key is None:
+                raise ValueError('sltt_k with draw="uniform" needs a key')
+            return jax.random.permutation(key, jnp.arange(T) < self.k)
+        if self.draw == "first":
+            steps: Sequence[int] = range(self.k)
+        elif self.draw == "last":
+            steps = range(T - self.k, T)
+        elif self.draw == "strided":
+            steps = [(2 * i + 1) * T // (2 * self.k) for i in range(self.k)]
+        else:
+            steps = [int(t) for t in self.draw]
+            if not all(0 <= t < T for t in steps):
+                raise ValueError(f"the steps of draw must be in 0..{T - 1}, got {self.draw}")
+        return jnp.zeros(T, bool).at[jnp.asarray(steps)].set(True)
+
+    def _plan(self, T, key):
+        return (self.selected(T, key),), 1 / (T if self.scale == "paper" else self.k)
+
+    def _block(self, apply, step_loss):
+        backward = _block_gradient(apply, step_loss, temporal_gradient=False)
+
+        def forward_only(params, target, carry, xs):
+            *start, grads = carry
+            end, losses = _forward(apply, step_loss, target, temporal_gradient=False)(params, start, xs)
+            return (*end, grads), losses
+
+        def block(params, target, carry, xs, selected):
+            with jax.named_scope(K_STEP_SCOPE):
+                return jax.lax.cond(selected[0], backward, forward_only, params, target, carry, xs)
+
+        return block
+
+
+Rule = bptt | tbptt | sltt | sltt_k
+RULES = {rule.__name__: rule for rule in (bptt, tbptt, sltt, sltt_k)}
+
+
+def run(
+    apply: Apply,
+    params: PyTree,
+    state: PyTree,
+    inputs: PyTree,
+    *,
+    chunk: int = 1,
+    temporal_gradient: bool = True,
+) -> tuple[PyTree, PyTree]:
+    """The forward pass alone.
+
+    Args:
+      apply, params, state, inputs: as for a rule.
+      chunk: steps that go through the network together, 1..T.
+      temporal_gradient: handed to `apply`, for those who differentiate this function.
+
+    Returns:
+      The outputs of all steps, `[T, B, ...]`, and the state after the last.
+    """
+    _check_at_least_one("chunk", chunk)
+    _check_at_most_T("chunk", chunk, time_steps(inputs))
+
+    def step(state, xs):
+        outputs, state = apply(params, state, xs[0], temporal_gradient=temporal_gradient)
+        return state, outputs
+
+    state, outputs = scan_blocks(step, state, inputs, chunk)
+    return outputs, state
