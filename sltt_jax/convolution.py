@@ -31,8 +31,8 @@ def conv_general_dilated(
 ) -> jax.Array:
     """`lax.conv_general_dilated`, for the same-named field of `flax.linen.Conv`.
 
-    Channels last, one group, undilated: the convolution of this module. Any other is handed on to `lax`, whose
-    gradient is slow in a loop on the CPU.
+    Channels last, one group, undilated: the convolution of this module. Any other is handed on to `lax`,
+    whose gradient is slow in a loop on the CPU.
 
     Args:
       lhs: `[B, *spatial, in]`.
@@ -93,19 +93,17 @@ def _conv_fwd(x, w, strides, pads, precision):
 
 def _conv_bwd(strides, pads, precision, saved, g):
     """Both gradients; the one that nobody uses is dead code to the compiler."""
-    x, w = saved
-    return lax.platform_dependent(
-        x,
-        w,
-        g,
-        cpu=lambda x, w, g: (
-            _input_gradient(x, w, g, strides, pads, precision),
-            _window_gradient(x, w, g, strides, pads, precision),
-        ),
-        default=lambda x, w, g: jax.vjp(lambda x, w: _forward_conv(x, w, strides, pads, precision), x, w)[1](
-            g
-        ),
-    )
+
+    def canonical(x, w, g):
+        dx = _input_gradient(x, w, g, strides, pads, precision)
+        return dx, _window_gradient(x, w, g, strides, pads, precision)
+
+    def transposed(x, w, g):
+        (dx,) = jax.linear_transpose(lambda x: _forward_conv(x, w, strides, pads, precision), x)(g)
+        (dw,) = jax.linear_transpose(lambda w: _forward_conv(x, w, strides, pads, precision), w)(g)
+        return dx, dw
+
+    return lax.platform_dependent(*saved, g, cpu=canonical, default=transposed)
 
 
 _conv.defvjp(_conv_fwd, _conv_bwd)

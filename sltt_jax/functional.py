@@ -1,7 +1,7 @@
 """A Linen network as the pure function that a rule takes.
 
-The network's `__call__(xs, *, train, temporal_gradient)` works on blocks `[T, B, ...]`; its membranes and batch
-statistics are collections of variables, and together they are the `state` of the rules.
+The network's `__call__(xs, *, train, temporal_gradient)` works on blocks `[T, B, ...]`; its membranes and
+batch statistics are collections of variables, and together they are the `state` of the rules.
 """
 
 from typing import Any
@@ -24,7 +24,8 @@ def init(model: nn.Module, key: jax.Array, x: jax.Array) -> tuple[PyTree, PyTree
       x: the input of one step, `[B, ...]`; only its shape and dtype matter.
 
     Returns:
-      `(params, state)`; the state is a dict of collections, its membranes at rest and of the batch size of `x`.
+      `(params, state)`; the state is a dict of collections, its membranes at rest and of the batch size of
+      `x`.
     """
     variables = model.init(key, x[None], train=False, temporal_gradient=True)
     params = variables.pop("params")

@@ -1,8 +1,8 @@
 """Linen layers on blocks of time steps, `[T, B, ...]` with channels last.
 
-`nn.Dense`, pooling and everything else that takes extra leading axes is Linen's own. What is here is what time
-makes special: neurons that carry a membrane, statistics of every step by itself, one dropout mask for all steps,
-and convolutions whose gradient is fast in a loop on the CPU.
+`nn.Dense`, pooling and everything else that takes extra leading axes is Linen's own. What is here is what
+time makes special: neurons that carry a membrane, statistics of every step by itself, one dropout mask for
+all steps, and convolutions whose gradient is fast in a loop on the CPU.
 
 Every layer that needs to know is told how it is run: `train`, and `temporal_gradient` as the rule wants it.
 """
@@ -47,8 +47,9 @@ def check_input(xs: jax.Array, axes: str):
 class LIF(nn.Module):
     """Leaky integrate-and-fire neurons, one for every entry of `[B, ...]`.
 
-    The membrane is the variable `v` of the collection "membrane", at least float32 whatever the inputs are. If
-    the collection "firing_rate" is mutable, the mean spike of every step and sample is left there, `[T, B]`.
+    The membrane is the variable `v` of the collection "membrane", at least float32 whatever the inputs are.
+    If the collection "firing_rate" is mutable, the mean spike of every step and sample is left there, `[T,
+    B]`.
 
     Attributes:
       neuron: the parameters of the layer.
@@ -73,9 +74,9 @@ class LIF(nn.Module):
 class StepBatchNorm(nn.Module):
     """Batch normalisation with the statistics of every time step by itself, as in the SLTT paper's code.
 
-    In training each step is normalised by its own mean and variance over (B, H, W), and the running statistics
-    move once a step; a block of C steps moves them in closed form to where C single steps would. Otherwise the
-    one set of running statistics serves every step.
+    In training each step is normalised by its own mean and variance over (B, H, W), and the running
+    statistics move once a step; a block of C steps moves them in closed form to where C single steps would.
+    Otherwise the one set of running statistics serves every step.
 
     Attributes:
       momentum: what the running statistics keep in a step; 0.9 is PyTorch's 0.1.

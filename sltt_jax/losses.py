@@ -1,4 +1,4 @@
-"""Instantaneous losses `step_loss(logits, labels) -> scalar` of one time step; a rule averages them over T."""
+"""Instantaneous losses `step_loss(logits, labels) -> scalar` of one step; a rule averages them over T."""
 
 import jax
 import jax.numpy as jnp

@@ -22,8 +22,8 @@ _UNROLL = 8
 class Neuron:
     """Parameters of a layer of LIF neurons; the defaults are those of the SLTT authors' code.
 
-    A pytree whose leaves are `tau`, `v_threshold` and `v_reset`: each is a number, or an array that broadcasts
-    against the membrane (one value a channel, say), possibly learned.
+    A pytree whose leaves are `tau`, `v_threshold` and `v_reset`: each is a number, or an array that
+    broadcasts against the membrane (one value a channel, say), possibly learned.
 
     Attributes:
       tau: membrane time constant in steps, >= 1; the membrane keeps `1 - 1/tau` of itself in a step.
@@ -127,9 +127,9 @@ def lif(
 ) -> tuple[jax.Array, jax.Array]:
     """A block of C >= 1 consecutive steps of `lif_step`.
 
-    With `temporal_gradient=False` nothing is differentiated along time, so the loop runs without gradients and
-    the spikes are then recomputed from the membranes it visited in one elementwise pass over the block: the
-    backward pass holds no loop, only arrays of C*B samples.
+    With `temporal_gradient=False` nothing is differentiated along time, so the loop runs without gradients
+    and the spikes are then recomputed from the membranes it visited in one elementwise pass over the block:
+    the backward pass holds no loop, only arrays of C*B samples.
 
     Args:
       v: membrane before the block, `[B, ...]`.

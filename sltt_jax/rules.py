@@ -13,7 +13,8 @@ where `state` is a pytree of all that flows from step to step, and an instantane
 `apply` must cut the gradient that enters through the state (`lax.stop_gradient` on the membranes of the step
 before) when it is called with `temporal_gradient=False`, also between the steps of one block.
 
-The inputs are a pytree of arrays `[T, B, ...]`, or `Repeat(x, T)` for an input that is the same at every step.
+The inputs are a pytree of arrays `[T, B, ...]`, or `Repeat(x, T)` for an input that is the same at every
+step.
 """
 
 import dataclasses
@@ -326,8 +327,8 @@ class sltt(_Blockwise):
 class sltt_k(_Blockwise):
     """SLTT-K (Meng et al. 2023): the backward pass at only k of the T steps, the forward pass at all.
 
-    One draw of k distinct steps serves the whole batch; give every device the same key. Under `vmap` over keys
-    both branches run at every step, and nothing is saved.
+    One draw of k distinct steps serves the whole batch; give every device the same key. Under `vmap` over
+    keys both branches run at every step, and nothing is saved.
 
     Attributes:
       k: steps with a backward pass, 1..T.

@@ -10,9 +10,9 @@ uses the derivative of a smooth stand-in, because that of the step is zero almos
     atan          (alpha/2) / (1 + (pi/2 alpha x)^2)       alpha/2   2 / (pi alpha)
     fast_sigmoid  1 / (1 + alpha |x|)^2                    1         0.414 / alpha
 
-Triangle and rectangle with alpha = 1 and sigmoid with alpha = 4 are those of the SLTT paper (Meng et al. 2023,
-section 3, with gamma = 1/alpha). All but fast_sigmoid have unit area, so `alpha` changes their width and not
-the size of a gradient averaged over membranes.
+Triangle and rectangle with alpha = 1 and sigmoid with alpha = 4 are those of the SLTT paper (Meng et al.
+2023, section 3, with gamma = 1/alpha). All but fast_sigmoid have unit area, so `alpha` changes their width
+and not the size of a gradient averaged over membranes.
 """
 
 import dataclasses

@@ -1,0 +1,59 @@
+"""The pictures of the experiments."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+plt.rcParams.update(
+    {
+        "axes.grid": True,
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "figure.dpi": 130,
+        "font.size": 10,
+        "grid.alpha": 0.3,
+        "legend.frameon": False,
+        "lines.markersize": 4,
+    }
+)
+
+
+def plot_curves(records: list[dict], path: Path, *, title: str):
+    """Loss and accuracy over the epochs, and test accuracy after each time step."""
+    epochs = [r["epoch"] for r in records]
+    figure, (loss, accuracy, steps) = plt.subplots(1, 3, figsize=(10, 3.2), layout="constrained")
+    for split in ("train", "test"):
+        loss.plot(epochs, [r[f"{split}_loss"] for r in records], "o-", label=split)
+        accuracy.plot(epochs, [100 * r[f"{split}_accuracy"] for r in records], "o-", label=split)
+    loss.set(xlabel="epoch", ylabel="loss", yscale="log")
+    accuracy.set(xlabel="epoch", ylabel="accuracy (%)")
+    per_step = [100 * a for a in records[-1]["test_accuracy_per_step"]]
+    steps.plot(range(1, len(per_step) + 1), per_step, "o-", color="C1")
+    steps.set(xlabel="time steps seen", ylabel="test accuracy (%)")
+    loss.legend()
+    figure.suptitle(title)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def plot_memory(rows: dict[str, list[dict]], path: Path, *, title: str):
+    """Temporaries of an update against the number of time steps, a line for every rule."""
+    figure, axes = plt.subplots(figsize=(6.2, 3.8), layout="constrained")
+    for name, points in rows.items():
+        axes.plot(
+            [p["T"] for p in points],
+            [p["temp_bytes"] / 2**20 for p in points],
+            "o--" if name == "sltt_k(1)" else "o-",
+            label=name,
+        )
+    axes.set(xlabel="time steps T", ylabel="temporary memory of one update (MiB)", title=title)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.legend()
+    figure.savefig(path)
+    plt.close(figure)

@@ -1,0 +1,261 @@
+"""Trains one network under one rule.
+
+    python experiments/train.py digits --rule sltt --T 6 --epochs 20 --workdir runs/digits
+
+takes about a minute on two cores and ends at a test accuracy of about 0.98. Writes into the workdir:
+config.json, metrics.jsonl (a line an epoch), summary.json, curves.png and the last checkpoint.
+"""
+
+import dataclasses
+import json
+import platform
+import shutil
+import statistics
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import optax
+import tyro
+from configs import DESCRIPTIONS, PRESETS, Config, make_model, make_rule
+from plots import plot_curves
+
+from sltt_jax import data, losses, rules, training
+from sltt_jax.analysis.flops import flops
+
+INTERRUPTED = 130  # the exit status that shells give Ctrl-C
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(Config):
+    """A configuration, and where and how it is run.
+
+    Attributes:
+      workdir: directory of all that the run writes.
+      resume: go on from the last checkpoint in the workdir.
+      overwrite: start anew in a workdir that holds a run.
+    """
+
+    workdir: Path = Path("runs/default")
+    resume: bool = False
+    overwrite: bool = False
+
+
+def load(config: Config) -> data.ArrayData:
+    """The data of a configuration, in the form its network takes."""
+    digits = data.load_digits()
+    if config.model == "mlp":
+        flat = lambda x: x.reshape(len(x), -1)  # noqa: E731
+        digits = dataclasses.replace(digits, train_x=flat(digits.train_x), test_x=flat(digits.test_x))
+    return digits
+
+
+class Experiment(NamedTuple):
+    """A run whose settings were found good, with its data, network, rule and workdir at hand."""
+
+    run: Run
+    arrays: data.ArrayData
+    model: nn.Module
+    rule: rules.Rule
+    step_loss: rules.StepLoss
+    optimizer: optax.GradientTransformation
+
+
+def prepare(run: Run) -> Experiment:
+    """Builds everything and makes the workdir ready, so that what cannot be is said before any long work.
+
+    Raises:
+      ValueError: a setting that cannot be, or `resume` with other settings than the run in the workdir.
+      FileExistsError: the workdir holds a run, and neither `resume` nor `overwrite` is given.
+      OSError: the workdir cannot be written.
+    """
+    arrays = load(run)
+    if run.batch_size > len(arrays.train_x):
+        raise ValueError(
+            f"batch_size={run.batch_size} is more than the {len(arrays.train_x)} training samples"
+        )
+    steps_per_epoch = len(arrays.train_x) // run.batch_size
+    schedule = training.cosine_per_epoch(run.lr, epochs=run.epochs, steps_per_epoch=steps_per_epoch)
+    optimizer = training.make_optimizer(
+        run.optimizer, schedule, weight_decay=run.weight_decay, momentum=run.momentum
+    )
+    step_loss = losses.classification(mse_weight=run.mse_weight, mse_target=run.mse_target)
+    experiment = Experiment(
+        run, arrays, make_model(run, arrays.classes), make_rule(run), step_loss, optimizer
+    )
+    prepare_workdir(run)
+    return experiment
+
+
+def train(experiment: Experiment) -> dict:
+    """Trains, writes everything into the workdir and returns the summary.
+
+    Raises:
+      FloatingPointError: training diverged.
+      KeyboardInterrupt: after Ctrl-C; the summary of the epochs so far is written.
+    """
+    run, arrays, model, rule, step_loss, optimizer = experiment
+    encode = training.repeat(run.T)
+    init_key, key = jax.random.split(jax.random.key(run.seed))
+    batch = {"x": arrays.train_x[: run.batch_size], "y": arrays.train_y[: run.batch_size]}
+    state = jax.jit(training.init_state, static_argnums=(0, 1))(model, optimizer, init_key, batch["x"])
+
+    began = time.perf_counter()
+    update = training.make_update(model, rule, step_loss, optimizer, encode)
+    traced = jax.jit(update, donate_argnums=0).trace(state, batch, key)
+    compiled = traced.lower().compile()
+    summary = {
+        **describe(run),
+        "compile_seconds": time.perf_counter() - began,
+        "temp_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "flops_per_update": flops(traced, backward_share=run.k / run.T if run.rule == "sltt_k" else 1.0),
+        "parameters": sum(p.size for p in jax.tree.leaves(state.params)),
+    }
+    evaluate = jax.jit(training.make_evaluate(model, step_loss, encode))
+
+    records = training.read_metrics(run.workdir) if run.resume else []
+    status = "failed"
+    try:
+        for record in training.train_epochs(
+            state, compiled, evaluate, arrays, epochs=run.epochs, batch_size=run.batch_size, key=key,
+            seed=run.seed, workdir=run.workdir, resume=run.resume,
+        ):  # fmt: skip
+            records = [*records[: record["epoch"] - 1], record]
+        status = "finished"
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    except FloatingPointError:
+        status = "diverged"
+        raise
+    finally:
+        summary |= {"status": status, **results(records)}
+        write_json(run.workdir / "summary.json", summary)
+        if records:
+            plot_curves(records, run.workdir / "curves.png", title=f"{run.preset}, {rule}, T={run.T}")
+    return summary
+
+
+def describe(run: Run) -> dict:
+    """What was run, and on what; a setting that its rule does not have is null."""
+    return {
+        "preset": run.preset,
+        "rule": run.rule,
+        "T": run.T,
+        "k": run.k if run.rule == "sltt_k" else None,
+        "window": run.window if run.rule == "tbptt" else None,
+        "chunk": run.chunk if run.rule in ("sltt", "bptt") else None,
+        "seed": run.seed,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "sltt-jax")},
+        },
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def results(records: list[dict]) -> dict:
+    """What the summary says of the epochs that were trained; nothing of a run that ended before the first."""
+    if not records:
+        return {"epochs": 0}
+    last = records[-1]
+    return {
+        "epochs": last["epoch"],
+        "train_loss": last["train_loss"],
+        "train_accuracy": last["train_accuracy"],
+        "test_loss": last["test_loss"],
+        "test_accuracy": last["test_accuracy"],
+        "best_test_accuracy": max(r["test_accuracy"] for r in records),
+        "test_accuracy_per_step": last["test_accuracy_per_step"],
+        "firing_rates": last["firing_rates"],
+        "seconds_per_update": statistics.median(r["seconds_per_update"] for r in records),
+        "seconds": sum(r["seconds"] for r in records),
+    }
+
+
+def prepare_workdir(run: Run):
+    """Makes the workdir ready and writes config.json, or says why it cannot be used."""
+    path = run.workdir / "config.json"
+    wanted = config_of(run)
+    if run.resume and path.exists():
+        found = json.loads(path.read_text())
+        differs = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
+        if differs:
+            lines = (f"  {k}: {found.get(k)} in the workdir, {wanted.get(k)} now" for k in differs)
+            raise ValueError("cannot resume a run of other settings:\n" + "\n".join(lines))
+        return
+    if run.resume:
+        raise FileNotFoundError(f"{run.workdir} holds no run to resume")
+    if path.exists() and not run.overwrite:
+        raise FileExistsError(f"{run.workdir} holds a run: --resume goes on with it, --overwrite starts anew")
+    run.workdir.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(run.workdir / training.CHECKPOINTS, ignore_errors=True)
+    for name in (training.METRICS_FILE, "summary.json", "curves.png"):
+        (run.workdir / name).unlink(missing_ok=True)
+    write_json(path, wanted)
+
+
+def config_of(run: Run) -> dict:
+    """The settings of a run without where and how it is run, as JSON has them."""
+    names = {field.name for field in dataclasses.fields(Config)}
+    return {
+        k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(run).items() if k in names
+    }
+
+
+def write_json(path: Path, content: dict):
+    """Writes a file that is either the old or the new one, whatever happens in between."""
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(content, indent=2) + "\n")
+    unfinished.replace(path)
+
+
+def report(summary: dict, workdir: Path) -> str:
+    """What a person wants to read at the end of a run."""
+    rates = ", ".join(f"{name} {rate:.3f}" for name, rate in summary["firing_rates"].items())
+    per_step = " ".join(f"{a:.4f}" for a in summary["test_accuracy_per_step"])
+    return f"""
+test accuracy        {summary["test_accuracy"]:.4f}   (best epoch {summary["best_test_accuracy"]:.4f})
+  after t = 1..{summary["T"]}      {per_step}
+memory of an update  {summary["temp_bytes"] / 2**20:.2f} MiB of temporaries
+time of an update    {summary["seconds_per_update"] * 1e3:.1f} ms (median), compiled in {summary["compile_seconds"]:.1f} s
+work of an update    {summary["flops_per_update"] / 1e9:.2f} GFLOP
+firing rates         {rates}
+files                {workdir}: summary.json, metrics.jsonl, curves.png, checkpoints"""  # noqa: E501
+
+
+def main() -> int:
+    presets = {
+        name: (DESCRIPTIONS[name], Run(**vars(config), workdir=Path("runs") / name))
+        for name, config in PRESETS.items()
+    }
+    try:
+        run = tyro.extras.overridable_config_cli(presets, description=__doc__)
+        experiment = prepare(run)
+    except (ValueError, OSError) as error:
+        return fail(error)
+    try:
+        summary = train(experiment)
+    except FloatingPointError as error:
+        return fail(error)
+    except KeyboardInterrupt:
+        print(
+            f"\ninterrupted; {run.workdir / 'summary.json'} holds what there is, --resume goes on",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+    print(report(summary, run.workdir))
+    return 0
+
+
+def fail(error: Exception) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

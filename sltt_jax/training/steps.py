@@ -1,0 +1,132 @@
+"""One training update and one evaluation step, as pure functions to be compiled once."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from sltt_jax import functional, rules
+from sltt_jax.layers import FIRING_RATE, MEMBRANE
+from sltt_jax.rules import Rule, StepLoss
+
+PyTree = Any
+# What the network sees of a batch: inputs [T, B, ...] or a `Repeat`, made on the device.
+Encoder = Callable[[jax.Array], PyTree]
+
+
+class TrainState(NamedTuple):
+    """All that training carries from update to update.
+
+    Attributes:
+      step: updates done, int32 scalar.
+      params: parameters.
+      variables: the network's other collections (batch statistics); membranes start anew at every update.
+      opt_state: of the optimizer.
+    """
+
+    step: jax.Array
+    params: PyTree
+    variables: PyTree
+    opt_state: optax.OptState
+
+
+class Metrics(NamedTuple):
+    """Of one update, scalars: mean loss, share of right answers, and the norm of the gradient."""
+
+    loss: jax.Array
+    accuracy: jax.Array
+    grad_norm: jax.Array
+
+
+class Evaluation(NamedTuple):
+    """Sums over the samples of a batch that count.
+
+    Attributes:
+      samples: how many count, scalar.
+      correct: right answers from the sum of the outputs of the first t steps, `[T]`.
+      loss: of the samples, averaged over time, scalar.
+      firing_rates: of the samples, for every LIF layer (keyed by its path) and step, `[T]` each.
+    """
+
+    samples: jax.Array
+    correct: jax.Array
+    loss: jax.Array
+    firing_rates: dict[str, jax.Array]
+
+
+def repeat(T: int) -> Encoder:
+    """The paper's direct encoding: the same analogue image `[B, ...]` at each of T steps."""
+    if T < 1:
+        raise ValueError(f"T must be >= 1, got {T}")
+    return lambda x: rules.Repeat(x, T)
+
+
+def init_state(
+    model: nn.Module, optimizer: optax.GradientTransformation, key: jax.Array, x: jax.Array
+) -> TrainState:
+    """A fresh training state; `x` is the input of one step, `[B, ...]`, for its shape and dtype."""
+    params, variables = functional.init(model, key, x)
+    variables.pop(MEMBRANE, None)
+    return TrainState(jnp.zeros((), jnp.int32), params, variables, optimizer.init(params))
+
+
+def make_update(
+    model: nn.Module,
+    rule: Rule,
+    step_loss: StepLoss,
+    optimizer: optax.GradientTransformation,
+    encode: Encoder,
+) -> Callable[[TrainState, PyTree, jax.Array], tuple[TrainState, Metrics]]:
+    """Builds `update(state, {"x": [B, ...], "y": [B]}, key) -> (state, Metrics)`.
+
+    Dropout masks and the steps of SLTT-K are drawn from `key` and the number of the update, so `key` may be
+    the same for a whole run.
+    """
+
+    def update(state: TrainState, batch: PyTree, key: jax.Array):
+        dropout_key, rule_key = jax.random.split(jax.random.fold_in(key, state.step))
+        inputs = encode(batch["x"])
+        apply = functional.applier(model, train=True, key=dropout_key)
+        start = functional.at_rest(model, state.variables, _first_step(inputs))
+        (loss, aux), grads = rule.value_and_grad(apply, step_loss)(
+            state.params, start, inputs, batch["y"], rule_key
+        )
+        changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, changes)
+        variables = {name: aux.state[name] for name in state.variables}
+        accuracy = jnp.mean(aux.outputs.argmax(-1) == batch["y"])
+        metrics = Metrics(loss, accuracy, optax.tree.norm(grads))
+        return TrainState(state.step + 1, params, variables, opt_state), metrics
+
+    return update
+
+
+def make_evaluate(
+    model: nn.Module, step_loss: StepLoss, encode: Encoder
+) -> Callable[[PyTree, PyTree, PyTree], Evaluation]:
+    """Builds `evaluate(params, variables, {"x": [B, ...], "y": [B], "mask": [B]}) -> Evaluation`."""
+    apply = functional.applier(model, train=False, record=(FIRING_RATE,))
+    loss_of_one = lambda o, y: step_loss(o[None], y[None])  # noqa: E731
+
+    def evaluate(params: PyTree, variables: PyTree, batch: PyTree) -> Evaluation:
+        inputs, y, mask = encode(batch["x"]), batch["y"], batch["mask"]
+        start = functional.at_rest(model, variables, _first_step(inputs))
+        (outputs, recorded), _ = rules.run(apply, params, start, inputs)
+        losses = jax.vmap(jax.vmap(loss_of_one), (0, None))(outputs, y)
+        right = jnp.cumsum(outputs, axis=0).argmax(-1) == y
+        rates = jax.tree_util.tree_leaves_with_path(recorded[FIRING_RATE])
+        return Evaluation(
+            samples=mask.sum(),
+            correct=right @ mask,
+            loss=losses.mean(0) @ mask,
+            firing_rates={"/".join(k.key for k in path[:-1]): rate @ mask for path, rate in rates},
+        )
+
+    return evaluate
+
+
+def _first_step(inputs):
+    return inputs.x if isinstance(inputs, rules.Repeat) else jax.tree.map(lambda x: x[0], inputs)
