@@ -157,8 +157,8 @@ def _train_epoch(state, update, batches, key, bar, epoch, workdir):
 
 def _diverged(name, value, epoch, workdir, where=""):
     return (
-        f"{name} is {value} in {where}epoch {epoch + 1}: training stopped; the state after epoch {epoch} is
-        kept " f"in {workdir / CHECKPOINTS}. A lower learning rate may help."
+        f"{name} is {value} in {where}epoch {epoch + 1}: training stopped, and the state after epoch {epoch} "
+        f"is kept in {workdir / CHECKPOINTS}. A lower learning rate may help."
     )
 
 
