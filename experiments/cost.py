@@ -18,7 +18,7 @@ from tqdm import tqdm
 from train import fail, load, write_json
 
 from sltt_jax import losses, training
-from sltt_jax.analysis.flops import flops
+from sltt_jax.analysis import flops, temp_bytes
 
 RULES = {
     "bptt": {"rule": "bptt"},
@@ -60,14 +60,13 @@ def cost(config: Config) -> dict:
     optimizer = training.make_optimizer(config.optimizer, config.lr, weight_decay=config.weight_decay)
     step_loss = losses.classification(mse_weight=config.mse_weight, mse_target=config.mse_target)
     key = jax.random.key(config.seed)
-    state = jax.eval_shape(lambda: training.init_state(model, optimizer, key, batch["x"]))
+    x = jax.numpy.asarray(batch["x"])
+    state = jax.eval_shape(lambda: training.init_state(model, optimizer, key, x))
     update = training.make_update(model, make_rule(config), step_loss, optimizer, training.repeat(config.T))
     traced = jax.jit(update, donate_argnums=0).trace(state, batch, key)
-    memory = traced.lower().compile().memory_analysis()
     return {
         "T": config.T,
-        "temp_bytes": memory.temp_size_in_bytes,
-        "argument_bytes": memory.argument_size_in_bytes,
+        "temp_bytes": temp_bytes(traced.lower().compile()),
         "flops": flops(traced, backward_share=config.k / config.T if config.rule == "sltt_k" else 1.0),
     }
 

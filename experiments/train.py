@@ -25,7 +25,7 @@ from configs import DESCRIPTIONS, PRESETS, Config, make_model, make_rule
 from plots import plot_curves
 
 from sltt_jax import data, losses, rules, training
-from sltt_jax.analysis.flops import flops
+from sltt_jax.analysis import flops, temp_bytes
 
 INTERRUPTED = 130  # the exit status that shells give Ctrl-C
 
@@ -49,7 +49,7 @@ def load(config: Config) -> data.ArrayData:
     """The data of a configuration, in the form its network takes."""
     digits = data.load_digits()
     if config.model == "mlp":
-        flat = lambda x: x.reshape(len(x), -1)  # noqa: E731
+        flat = lambda x: x.reshape(len(x), -1)
         digits = dataclasses.replace(digits, train_x=flat(digits.train_x), test_x=flat(digits.test_x))
     return digits
 
@@ -111,7 +111,7 @@ def train(experiment: Experiment) -> dict:
     summary = {
         **describe(run),
         "compile_seconds": time.perf_counter() - began,
-        "temp_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "temp_bytes": temp_bytes(compiled),
         "flops_per_update": flops(traced, backward_share=run.k / run.T if run.rule == "sltt_k" else 1.0),
         "parameters": sum(p.size for p in jax.tree.leaves(state.params)),
     }

@@ -7,11 +7,13 @@ all steps, and convolutions whose gradient is fast in a loop on the CPU.
 Every layer that needs to know is told how it is run: `train`, and `temporal_gradient` as the rule wants it.
 """
 
+import math
 from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 
 from sltt_jax.convolution import conv_general_dilated
 from sltt_jax.neurons import Neuron, lif
@@ -67,7 +69,7 @@ class LIF(nn.Module):
         if not self.is_initializing():
             membrane.value = v
             rate = spikes.mean(range(2, spikes.ndim))
-            self.sow(FIRING_RATE, "rate", rate, init_fn=lambda: None, reduce_fn=lambda _, new: new)
+            self.sow(FIRING_RATE, "rate", rate, init_fn=lambda: rate, reduce_fn=lambda _, new: new)
         return spikes.astype(xs.dtype)
 
 
@@ -120,3 +122,42 @@ class StepBatchNorm(nn.Module):
         """The running average after the statistics `batch`, `[steps, C]`, one step after the other."""
         kept = self.momentum ** jnp.arange(steps - 1, -1, -1, dtype=batch.dtype)
         return self.momentum**steps * running + (1 - self.momentum) * (kept @ batch)
+
+
+class ScaledWSConv(nn.Module):
+    """A convolution with scaled weight standardisation (Brock et al. 2021), which needs no batch statistics.
+
+        kernel' = gain (kernel - mean) / sqrt(var fan_in + 1e-4)        per output channel, var unbiased
+
+    Attributes:
+      features: output channels.
+      kernel_size: height and width of the window.
+      strides: of both axes.
+      padding: zeros on every side.
+      kernel_init: of the kernel before standardisation; gains start at 1 and biases at 0.
+    """
+
+    features: int
+    kernel_size: tuple[int, int]
+    strides: int = 1
+    padding: int = 0
+    kernel_init: nn.initializers.Initializer = nn.linear.default_kernel_init
+
+    @nn.compact
+    def __call__(self, xs: jax.Array) -> jax.Array:
+        """`[..., H, W, C]` to `[..., H', W', features]`."""
+        kernel = self.param("kernel", self.kernel_init, (*self.kernel_size, xs.shape[-1], self.features))
+        gain = self.param("gain", nn.initializers.ones, (self.features,))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        fan_in = math.prod(kernel.shape[:-1])
+        var, mean = kernel.var((0, 1, 2), ddof=1), kernel.mean((0, 1, 2))
+        kernel = (kernel - mean) * (gain * jax.lax.rsqrt(var * fan_in + 1e-4))
+        xs, kernel, bias = promote_dtype(xs, kernel, bias)
+        y = conv_general_dilated(
+            xs.reshape(-1, *xs.shape[-3:]),
+            kernel,
+            (self.strides,) * 2,
+            ((self.padding,) * 2,) * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return y.reshape(*xs.shape[:-3], *y.shape[1:]) + bias

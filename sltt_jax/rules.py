@@ -17,6 +17,7 @@ The inputs are a pytree of arrays `[T, B, ...]`, or `Repeat(x, T)` for an input 
 step.
 """
 
+import abc
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -106,22 +107,29 @@ def scan_blocks(step: Callable, carry: PyTree, inputs: PyTree, size: int, *per_s
 
     def run(carry, xs, length):
         if static:
-            repeat = lambda x: jnp.broadcast_to(x, (length, *x.shape))  # noqa: E731
+            repeat = lambda x: jnp.broadcast_to(x, (length, *x.shape))
             xs = (jax.tree.map(repeat, inputs.x), *xs[1:])
         return step(carry, xs)
 
+    def part(start, length):
+        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, length), xs)
+
     blocks, rest = divmod(T, size)
     outs = []
-    # A single block stays outside of a loop: one program without a while, whatever the backend makes of it.
-    if blocks > 1:
-        folded = jax.tree.map(lambda x: x[: blocks * size].reshape(blocks, size, *x.shape[1:]), xs)
-        carry, ys = jax.lax.scan(lambda c, x: run(c, x, size), carry, folded, length=blocks)
-        outs.append(jax.tree.map(lambda y: y.reshape(blocks * size, *y.shape[2:]), ys))
-    elif blocks == 1:
-        carry, ys = run(carry, jax.tree.map(lambda x: x[:size], xs), size)
+    # No reshape of the inputs to [blocks, size, ...]: XLA would make a copy of them all.
+    if blocks == 1:  # outside of a loop, so that the whole is a program without a while
+        carry, ys = run(carry, part(0, size), size)
         outs.append(ys)
+    else:
+        if size == 1:
+            step_of = lambda c, x: run(c, jax.tree.map(lambda x: x[None], x), 1)
+            carry, ys = jax.lax.scan(step_of, carry, xs, length=T)
+        else:
+            block_of = lambda c, i: run(c, part(i * size, size), size)
+            carry, ys = jax.lax.scan(block_of, carry, jnp.arange(blocks))
+        outs.append(jax.tree.map(lambda y: y.reshape(blocks * size, *y.shape[2:]), ys))
     if rest:
-        carry, ys = run(carry, jax.tree.map(lambda x: x[blocks * size :], xs), rest)
+        carry, ys = run(carry, part(blocks * size, rest), rest)
         outs.append(ys)
     return carry, outs[0] if len(outs) == 1 else jax.tree.map(lambda *y: jnp.concatenate(y), *outs)
 
@@ -218,7 +226,7 @@ class bptt:
             forward = _forward(apply, step_loss, target, temporal_gradient=True)
 
             def loss(params):
-                step = lambda carry, xs: forward(params, carry, xs[0])  # noqa: E731
+                step = lambda carry, xs: forward(params, carry, xs[0])
                 step = jax.checkpoint(step) if self.remat else step
                 start = state, _zero_total(apply, params, state, inputs)
                 (end, total), losses = scan_blocks(step, start, inputs, self.chunk)
@@ -229,22 +237,21 @@ class bptt:
         return f
 
 
-class _Blockwise:
-    """The loop of every rule whose gradients do not reach across the borders of blocks.
+class _Blockwise(abc.ABC):
+    """The loop of every rule whose gradients do not reach across the borders of blocks."""
 
-    Each says how long its blocks are, what a block does, and for T steps: which arrays `[T]` go with them and
-    what the sum of gradients is multiplied by.
-    """
+    @property
+    @abc.abstractmethod
+    def _size(self) -> int:
+        """Time steps of a block."""
 
-    _size: int
-
-    def _block(self, apply: Apply, step_loss: StepLoss) -> Callable:
-        """Returns `block(params, target, carry, xs, *per_step) -> carry, losses [C]`."""
-        raise NotImplementedError
-
+    @abc.abstractmethod
     def _plan(self, T: int, key: jax.Array | None) -> tuple[tuple[jax.Array, ...], float]:
-        """Checks the rule against T; returns the arrays `per_step` and the scale of the gradient."""
-        raise NotImplementedError
+        """Checks the rule against T; returns arrays `[T]` for the blocks and the scale of the gradient."""
+
+    @abc.abstractmethod
+    def _block(self, apply: Apply, step_loss: StepLoss) -> Callable:
+        """Returns `block(params, target, carry, xs, *arrays) -> carry, losses [C]`."""
 
     def value_and_grad(self, apply: Apply, step_loss: StepLoss) -> ValueAndGrad:
         """A function `(params, state, inputs, target, key=None) -> ((loss, Aux), grads)`; see the module.
@@ -342,8 +349,6 @@ class sltt_k(_Blockwise):
     draw: str | tuple[int, ...] = "uniform"
     scale: str = "paper"
 
-    _size = 1
-
     def __post_init__(self):
         _check_at_least_one("k", self.k)
         if self.scale not in ("paper", "unbiased"):
@@ -378,6 +383,10 @@ class sltt_k(_Blockwise):
             if not all(0 <= t < T for t in steps):
                 raise ValueError(f"the steps of draw must be in 0..{T - 1}, got {self.draw}")
         return jnp.zeros(T, bool).at[jnp.asarray(steps)].set(True)
+
+    @property
+    def _size(self):
+        return 1
 
     def _plan(self, T, key):
         return (self.selected(T, key),), 1 / (T if self.scale == "paper" else self.k)

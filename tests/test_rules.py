@@ -156,7 +156,7 @@ def test_bptt_is_the_derivative():
         direction = rng.normal(size=n.params[name].shape)
         direction /= np.linalg.norm(direction)
         h = 4e-3
-        at = lambda k: float(loss({**n.params, name: n.params[name] + k * h * direction}))  # noqa: B023, E731
+        at = lambda k: float(loss({**n.params, name: n.params[name] + k * h * direction}))  # noqa: B023
         slope = (45 * (at(1) - at(-1)) - 9 * (at(2) - at(-2)) + (at(3) - at(-3))) / (60 * h)
         np.testing.assert_allclose(jnp.vdot(grads[name], direction), slope, rtol=1e-10)
         # The control: without its temporal part the gradient is another one.
@@ -181,7 +181,7 @@ def test_firing_rates_of_the_networks():
     n = net("two_matrices")
     outputs, _ = run(n.apply, n.params, n.state, n.inputs)
     assert 0.02 < outputs.mean() < 0.6
-    hidden_only = lambda p, v, xs, **kw: n.apply({**p, "w2": jnp.eye(12)}, v, xs, **kw)  # noqa: E731
+    hidden_only = lambda p, v, xs, **kw: n.apply({**p, "w2": jnp.eye(12)}, v, xs, **kw)
     hidden, _ = run(hidden_only, n.params, [jnp.zeros((4, 12))] * 2, n.inputs)
     assert 0.02 < hidden.mean() < 0.6
     for name, model in (
@@ -215,7 +215,7 @@ def test_pytree_inputs_and_outputs():
         return {"sum": out, "twice": 2 * out}, state
 
     inputs = {"a": jnp.arange(5.0)[:, None], "b": jnp.ones((5, 1))}
-    loss = lambda out, target: jnp.sum(out["twice"] - target)  # noqa: E731
+    loss = lambda out, target: jnp.sum(out["twice"] - target)
     (value, aux), grad = sltt(chunk=2).value_and_grad(apply, loss)(jnp.float64(3), (), inputs, 0.0)
     assert value == 2 * (3 * 10 + 5) / 5
     assert grad == 2 * 10 / 5

@@ -55,7 +55,7 @@ def test_derivative_is_even_and_alpha_narrows_it(name):
         spike = SURROGATES[name](alpha)
         np.testing.assert_allclose(derivative(spike, x), derivative(spike, -x), rtol=1e-12)
     wide, narrow = (SURROGATES[name](alpha) for alpha in (0.5, 3.0))
-    share = lambda s: derivative(s, [1.0])[0] / derivative(s, [0.0])[0]  # noqa: E731
+    share = lambda s: derivative(s, [1.0])[0] / derivative(s, [0.0])[0]
     assert share(narrow) < share(wide)
 
 

@@ -71,5 +71,5 @@ def padded_batches(x: np.ndarray, y: np.ndarray, batch_size: int) -> Iterator[di
     for start in range(0, len(x), batch_size):
         xs, ys = x[start : start + batch_size], y[start : start + batch_size]
         missing = batch_size - len(xs)
-        pad = lambda a: np.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1))  # noqa: B023, E731
+        pad = lambda a: np.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1))  # noqa: B023
         yield {"x": pad(xs), "y": pad(ys), "mask": pad(np.ones(len(xs), np.float32))}

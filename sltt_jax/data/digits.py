@@ -19,9 +19,10 @@ def load_digits() -> ArrayData:
         from sklearn import datasets, model_selection
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("the digits come with scikit-learn: pip install scikit-learn") from error
-    digits = datasets.load_digits()
-    images = (digits.images[..., None] / 16).astype(np.float32)
-    train_x, test_x, train_y, test_y = model_selection.train_test_split(
-        images, digits.target, test_size=TEST_SAMPLES, stratify=digits.target, random_state=0
+    pixels, labels = datasets.load_digits(return_X_y=True)
+    images = np.asarray(pixels, np.float32).reshape(-1, 8, 8, 1) / 16
+    labels = np.asarray(labels, np.int32)
+    train, test = model_selection.train_test_split(
+        np.arange(len(images)), test_size=TEST_SAMPLES, stratify=labels, random_state=0
     )
-    return ArrayData(train_x, train_y.astype(np.int32), test_x, test_y.astype(np.int32), classes=10)
+    return ArrayData(images[train], labels[train], images[test], labels[test], classes=10)

@@ -94,20 +94,22 @@ def train_epochs(
     steps = len(data.train_x) // batch_size
     keep = ocp.training.preservation_policies.LatestN(1)
     with ocp.training.Checkpointer(
-        (workdir / CHECKPOINTS).absolute(), preservation_policy=keep, cleanup_tmp_directories=True
+        str((workdir / CHECKPOINTS).absolute()),
+        preservation_policy=keep,  # pyright: ignore[reportArgumentType] (orbax differs with itself)
+        cleanup_tmp_directories=True,
     ) as checkpoints:
         first = 0
         if resume:
             if checkpoints.latest is None:
                 raise FileNotFoundError(f"no checkpoint to resume from in {workdir / CHECKPOINTS}")
             first = checkpoints.latest.step
-            state = checkpoints.load(None, jax.eval_shape(lambda: state))
+            state = checkpoints.load(None, state)  # of its shapes, types and devices
             lines = [json.dumps(line) + "\n" for line in read_metrics(workdir)[:first]]
             (workdir / METRICS_FILE).write_text("".join(lines))
         else:
             checkpoints.save(0, state)
-        quiet = {} if sys.stderr.isatty() else {"mininterval": 60}  # a log wants a line an epoch, no more
-        with tqdm(total=epochs * steps, initial=first * steps, unit="update", **quiet) as bar:
+        pause = 0.1 if sys.stderr.isatty() else 60.0  # seconds; a log wants a line an epoch, no more
+        with tqdm(total=epochs * steps, initial=first * steps, unit="update", mininterval=pause) as bar:
             for epoch in range(first, epochs):
                 began = time.perf_counter()
                 batches = shuffled_batches(data.train_x, data.train_y, batch_size, seed=seed, epoch=epoch)

@@ -109,7 +109,7 @@ def make_evaluate(
 ) -> Callable[[PyTree, PyTree, PyTree], Evaluation]:
     """Builds `evaluate(params, variables, {"x": [B, ...], "y": [B], "mask": [B]}) -> Evaluation`."""
     apply = functional.applier(model, train=False, record=(FIRING_RATE,))
-    loss_of_one = lambda o, y: step_loss(o[None], y[None])  # noqa: E731
+    loss_of_one = lambda o, y: step_loss(o[None], y[None])
 
     def evaluate(params: PyTree, variables: PyTree, batch: PyTree) -> Evaluation:
         inputs, y, mask = encode(batch["x"]), batch["y"], batch["mask"]

@@ -1,0 +1,18 @@
+"""Memory of a compiled program."""
+
+import jax
+
+
+def temp_bytes(compiled: jax.stages.Compiled) -> int:
+    """Bytes that a compiled program allocates beside its arguments and outputs, as its compiler planned them.
+
+    This is where training keeps activations, carried states and sums of gradients. It does not depend on what
+    else the machine does, and nothing is run for it.
+
+    Raises:
+      RuntimeError: the platform does not tell.
+    """
+    memory = compiled.memory_analysis()
+    if memory is None:
+        raise RuntimeError("this platform's compiler does not tell the memory of a program")
+    return memory.temp_size_in_bytes

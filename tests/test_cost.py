@@ -1,0 +1,125 @@
+"""Memory and operations of compiled updates; neither is measured with a clock."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from sltt_jax import functional, losses
+from sltt_jax.analysis.flops import flops
+from sltt_jax.models import MLP, ConvNet
+from sltt_jax.rules import Repeat, bptt, sltt, sltt_k, tbptt
+from sltt_jax.streaming import stream
+
+BATCH = 8
+LOSS = losses.classification()
+MODELS = {"mlp": (MLP((64, 64)), (32,)), "convnet": (ConvNet((8, 16)), (12, 12, 2))}
+
+
+def trace(name, rule, T, static=True):
+    model, shape = MODELS[name]
+    x = jax.ShapeDtypeStruct((BATCH, *shape), jnp.float32)
+    params, state = jax.eval_shape(lambda: functional.init(model, jax.random.key(0), jnp.zeros(x.shape)))
+    inputs = Repeat(x, T) if static else jax.ShapeDtypeStruct((T, *x.shape), x.dtype)
+    labels = jax.ShapeDtypeStruct((BATCH,), jnp.int32)
+    f = jax.jit(rule.value_and_grad(functional.applier(model), LOSS))
+    return f.trace(params, state, inputs, labels, jax.random.key(0))
+
+
+def temp_bytes(*args, **kwargs):
+    return trace(*args, **kwargs).lower().compile().memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("static", [True, False], ids=["repeat", "frames"])
+def test_memory_of_sltt_is_flat_in_time(name, static):
+    for rule in (sltt(), sltt_k(1)):
+        at = {T: temp_bytes(name, rule, T, static) for T in (4, 8, 64)}
+        assert max(at.values()) <= 1.01 * min(at.values()), (rule, at)
+        assert min(at.values()) > 10_000
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_memory_of_bptt_grows_at_least_linearly(name):
+    at = {T: temp_bytes(name, bptt(), T) for T in (4, 8, 64)}
+    assert (at[64] - at[8]) / (64 - 8) >= 0.95 * (at[8] - at[4]) / (8 - 4) > 1000, at
+    assert at[64] > 5 * temp_bytes(name, sltt(), 64)
+
+
+def test_memory_of_blocks():
+    """It grows with the block, not with time; remat makes bptt smaller."""
+    for rule in (sltt(chunk=4), sltt(chunk=3), tbptt(4)):
+        for static in (True, False):  # 3 leaves a shorter block at the end
+            at = {T: temp_bytes("convnet", rule, T, static) for T in (8, 64)}
+            assert at[64] <= 1.01 * at[8], rule
+        assert at[64] < 0.5 * temp_bytes("convnet", bptt(), 64)
+        assert at[8] > 1.5 * temp_bytes("convnet", sltt(), 8)
+    assert temp_bytes("convnet", bptt(remat=True), 64) < 0.6 * temp_bytes("convnet", bptt(), 64)
+
+
+def test_memory_of_the_stream_driver_has_no_time_in_it():
+    """Its step is one program for a stream of any length; test_streaming counts what is carried."""
+    model, shape = MODELS["convnet"]
+    x = jnp.zeros((2, BATCH, *shape))
+    params, state = functional.init(model, jax.random.key(0), x[0])
+    compiles = []
+    apply = functional.applier(model)
+
+    def counted(*args, **kwargs):
+        compiles.append(1)
+        return apply(*args, **kwargs)
+
+    f = stream(sltt(chunk=2), counted, LOSS)
+    labels = jnp.zeros(BATCH, int)
+    f(params, state, [x] * 4, labels, T=8)
+    once = len(compiles)
+    f(params, state, [x] * 32, labels, T=64)
+    # Only the shape of the outputs is asked for anew.
+    assert len(compiles) == once + 1
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_flops_are_those_of_the_unrolled_program(name):
+    """XLA counts a program without loops right; elementwise work is what it counts beside ours."""
+    T = 4
+    traced = trace(name, sltt(chunk=T), T)
+    compiled = traced.lower().compile()
+    assert " while(" not in compiled.as_text()
+    assert 0.8 < flops(traced) / compiled.cost_analysis()["flops"] < 1.15
+    assert flops(trace(name, sltt(), T)) == flops(traced)
+    assert flops(trace(name, sltt(), 3 * T)) == 3 * flops(traced)
+
+
+def test_flops_of_a_dense_network_by_hand():
+    T = 6
+    sizes = 32 * 64, 64 * 64, 64 * 10
+    forward = 2 * BATCH * T * sum(sizes)
+    backward = 2 * BATCH * T * (2 * sum(sizes) - sizes[0])  # no gradient to the input
+    assert flops(trace("mlp", sltt(), T)) == forward + backward
+    for k in (1, 3, 6):
+        traced = trace("mlp", sltt_k(k), T)
+        assert flops(traced, backward_share=k / T) == pytest.approx(forward + backward * k / T, rel=1e-12)
+
+
+def test_flops_of_sltt_k_fall_with_k():
+    T = 8
+    count = {k: flops(trace("convnet", sltt_k(k), T), backward_share=k / T) for k in (1, 2, 4, 8)}
+    assert count[8] == flops(trace("convnet", sltt(), T))
+    per_step = (count[8] - count[1]) / 7
+    for k in (2, 4):
+        assert count[k] == pytest.approx(count[1] + (k - 1) * per_step, rel=1e-12)
+    assert count[1] < 0.5 * count[8]
+
+
+def test_flops_of_loops_and_branches():
+    w = jnp.ones((4, 4))
+    product = 2 * 4**3
+    assert flops(jax.jit(lambda w: jax.lax.fori_loop(0, 5, lambda i, x: x @ w, w)).trace(w)) == 5 * product
+    branch = lambda w: jax.lax.cond(w[0, 0] > 0, lambda w: w @ w @ w, lambda w: w @ w, w)
+    assert flops(jax.jit(branch).trace(w)) == 2 * product
+    until = lambda w: jax.lax.while_loop(lambda x: x[0, 0] < 9, lambda x: x @ w, w)
+    with pytest.raises(ValueError, match="while loop of unknown length"):
+        flops(jax.jit(until).trace(w))
+    with pytest.raises(ValueError, match=r"backward_share must be in 0..1, got 2"):
+        flops(jax.jit(branch).trace(w), backward_share=2)
+    unused = lambda w: (w @ w, w + 1)[1]
+    assert flops(jax.jit(unused).trace(w)) == 0

@@ -1,0 +1,180 @@
+"""The scripts as a person runs them: their files, their messages, their exit status."""
+
+import dataclasses
+import json
+import re
+import sys
+
+import compare_rules
+import configs
+import cost
+import jax
+import pytest
+import train
+
+from sltt_jax import data
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A sixth of the digits, so that an epoch is a few updates."""
+    digits = data.load_digits()
+    part = dataclasses.replace(
+        digits, train_x=digits.train_x[:240], train_y=digits.train_y[:240],
+        test_x=digits.test_x[:60], test_y=digits.test_y[:60],
+    )  # fmt: skip
+    monkeypatch.setattr(data, "load_digits", lambda: part)
+
+
+def call(module, monkeypatch, *args):
+    """The exit status of a script; tyro raises for what it finds wrong by itself."""
+    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, args)])
+    try:
+        return module.main()
+    except SystemExit as stopped:
+        return stopped.code
+
+
+def unboxed(text):
+    """Without the box and the line breaks that tyro puts around a message."""
+    return " ".join(re.sub(r"[^\x20-\x7e]", " ", text).split())
+
+
+QUICK = ("digits_mlp", "--features", 16, "--T", 3, "--epochs", 2)
+
+
+def test_train(small, monkeypatch, tmp_path, capsys):
+    assert call(train, monkeypatch, *QUICK, "--rule", "sltt_k", "--k", 1, "--workdir", tmp_path) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    expected = {
+        "preset": "digits_mlp", "rule": "sltt_k", "T": 3, "k": 1, "chunk": None, "window": None, "seed": 0,
+        "epochs": 2, "status": "finished", "parameters": 64 * 16 + 16 + 16 * 10 + 10,
+        "device": jax.devices()[0].device_kind,
+    }  # fmt: skip
+    assert {k: summary[k] for k in expected} == expected
+    for name in (
+        "temp_bytes",
+        "flops_per_update",
+        "seconds_per_update",
+        "compile_seconds",
+        "best_test_accuracy",
+    ):
+        assert summary[name] > 0
+    assert summary["flops_per_update"] == pytest.approx(2 * 64 * (3 * (1024 + 160) + 1024 + 2 * 160))
+    assert len(summary["test_accuracy_per_step"]) == 3 and 0 <= summary["test_accuracy"] <= 1
+    assert set(summary["firing_rates"]) == {"LIF_0"} and 0 < summary["firing_rates"]["LIF_0"] < 1
+    assert summary["versions"]["jax"] == jax.__version__
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert summary["test_accuracy"] == lines[-1]["test_accuracy"]
+    assert summary["best_test_accuracy"] == max(line["test_accuracy"] for line in lines)
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    out = capsys.readouterr()
+    for words in ("test accuracy", "memory of an update", "time of an update", str(tmp_path)):
+        assert words in out.out
+    assert "epoch 2  loss" in out.err  # the progress bar
+
+    # Once more: refused, then resumed (nothing is left to do), then refused with other settings.
+    assert call(train, monkeypatch, *QUICK, "--workdir", tmp_path) == 1
+    assert "holds a run: --resume" in capsys.readouterr().err
+    same = (*QUICK, "--rule", "sltt_k", "--k", 1, "--workdir", tmp_path, "--resume")
+    assert call(train, monkeypatch, *same) == 0
+    assert json.loads((tmp_path / "summary.json").read_text())["test_accuracy"] == summary["test_accuracy"]
+    assert call(train, monkeypatch, *same, "--lr", 0.5) == 1
+    assert "lr: 0.002 in the workdir, 0.5 now" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("digits", "--T", 0), "T must be >= 1, got 0"),
+        (("digits", "--rule", "sltt_k", "--k", 7), "k=7 is more than the T=6 time steps"),
+        (("digits", "--rule", "tbptt", "--window", 7), "window=7 is more than the T=6"),
+        (("digits", "--rule", "sltt", "--chunk", 9), "chunk=9 is more than the T=6"),
+        (("digits", "--batch-size", 5000), "batch_size=5000 is more than the 240 training samples"),
+        (("digits", "--tau", 0.5), "tau must be >= 1 (in time steps), got 0.5"),
+        (("digits", "--lr", -1), "lr must be > 0, got -1"),
+        (("digits", "--dropout", 1), "dropout must be in 0..1, got 1"),
+        (("digits", "--resume"), "holds no run to resume"),
+    ],
+)
+def test_bad_settings_are_said_before_anything_is_written(
+    small, monkeypatch, tmp_path, capsys, args, message
+):
+    workdir = tmp_path / "run"
+    assert call(train, monkeypatch, *args, "--workdir", workdir) in (1, 2)
+    assert message in unboxed(capsys.readouterr().err)
+    assert not workdir.exists()
+
+
+def test_unknown_names_are_answered_with_the_known_ones(monkeypatch, capsys):
+    for args, known in (
+        (("digit",), configs.PRESETS),
+        (("digits", "--rule", "stlt"), ("bptt", "tbptt", "sltt", "sltt_k")),
+        (("digits", "--surrogate", "relu"), ("triangle", "rectangle", "sigmoid", "atan", "fast_sigmoid")),
+    ):
+        assert call(train, monkeypatch, *args) == 2
+        err = unboxed(capsys.readouterr().err)
+        assert all(name in err for name in known), err
+
+
+def test_unwritable_workdir(small, monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").write_text("not a directory")
+    assert call(train, monkeypatch, *QUICK, "--workdir", tmp_path / "file" / "run") == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error:") and str(tmp_path / "file") in err
+
+
+def test_divergence(small, monkeypatch, tmp_path, capsys):
+    args = ("digits", "--features", 4, "--T", 2, "--lr", 1e30, "--epochs", 2, "--workdir", tmp_path)
+    assert call(train, monkeypatch, *args) == 1
+    err = capsys.readouterr().err
+    assert "error: " in err and "training stopped, and the state after epoch 0 is kept" in err
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["status"] == "diverged" and "test_accuracy" not in summary
+
+
+def test_ctrl_c_leaves_the_summary_so_far(small, monkeypatch, tmp_path, capsys):
+    def stop_in_the_second_epoch(*args, **kwargs):
+        epochs = train_epochs(*args, **kwargs)
+        yield next(epochs)
+        epochs.throw(KeyboardInterrupt)
+
+    train_epochs = train.training.train_epochs
+    monkeypatch.setattr(train.training, "train_epochs", stop_in_the_second_epoch)
+    assert call(train, monkeypatch, *QUICK, "--workdir", tmp_path) == 130
+    assert "--resume goes on" in capsys.readouterr().err
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["status"] == "interrupted" and summary["epochs"] == 1 and summary["test_accuracy"] > 0
+    monkeypatch.setattr(train.training, "train_epochs", train_epochs)
+    assert call(train, monkeypatch, *QUICK, "--workdir", tmp_path, "--resume") == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["status"] == "finished" and summary["epochs"] == 2
+
+
+def test_compare_rules(small, monkeypatch, tmp_path, capsys):
+    assert call(compare_rules, monkeypatch, *QUICK, "--lr", 0.05, "--workdir", tmp_path) == 0
+    rows = json.loads((tmp_path / "table.json").read_text())
+    assert list(rows) == ["bptt", "tbptt(2)", "sltt", "sltt(chunk=3)", "sltt_k(1)", "sltt_k(2)"]
+    table = (tmp_path / "table.md").read_text()
+    assert table in capsys.readouterr().out
+    lines = [line.split(" | ") for line in table.splitlines()[2:]]
+    assert all("(1.00)" in cell for cell in lines[0][2:]) and len(lines) == 6
+    assert rows["sltt_k(1)"]["flops_per_update"] < rows["sltt_k(2)"]["flops_per_update"]
+    assert rows["sltt_k(2)"]["flops_per_update"] < rows["sltt"]["flops_per_update"]
+    # The same start: the rules have the same parameters before their first update, and the same data order.
+    losses = {name: row["train_loss"] for name, row in rows.items()}
+    rounding = abs(losses["sltt"] - losses["sltt(chunk=3)"])
+    assert rounding < 1e-5 and abs(losses["sltt"] - losses["sltt_k(1)"]) > max(1e-5, 5 * rounding)
+
+
+def test_cost(monkeypatch, tmp_path, capsys):
+    args = ("digits_mlp", "--T", 2, 32, "--batch-size", 16, "--workdir", tmp_path)
+    assert call(cost, monkeypatch, *args) == 0
+    rules = json.loads((tmp_path / "cost.json").read_text())["rules"]
+    assert [p["T"] for p in rules["bptt"]] == [2, 32] and [p["T"] for p in rules["tbptt(4)"]] == [32]
+    assert rules["bptt"][1]["temp_bytes"] > 2 * rules["bptt"][0]["temp_bytes"]
+    assert rules["sltt"][1]["temp_bytes"] < 1.01 * rules["sltt"][0]["temp_bytes"]
+    assert (tmp_path / "memory.png").read_bytes().startswith(b"\x89PNG")
+    assert call(cost, monkeypatch, "nothing") == 2
+    assert "unknown preset 'nothing'; there are digits, digits_mlp" in unboxed(capsys.readouterr().err)
