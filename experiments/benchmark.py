@@ -2,9 +2,9 @@
 
     python experiments/benchmark.py
 
-takes about two minutes on two cores. On a CPU a convolution's gradient is slow in a loop unless it has a special
-form (sltt_jax/convolution.py). The table shows that ours has it: the loop is about as fast as the program without
-a loop, where XLA finds that form by itself. The last row is the loop with the gradient that XLA makes.
+takes about two minutes on two cores. On a CPU a convolution's gradient is slow in a loop unless it has a
+special form (sltt_jax/convolution.py). The table shows that ours has it: the loop is about as fast as the
+program without a loop, where XLA finds that form by itself. The last row is the loop with XLA's own gradient.
 """
 
 import dataclasses
@@ -42,6 +42,11 @@ class Benchmark:
     repeats: int = 15
     workdir: Path = Path("runs/benchmark")
 
+    def __post_init__(self):
+        for name in ("T", "batch_size", "repeats"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+
 
 MODEL = ConvNet((32, 64, 128), neuron=Neuron(tau=1.1))
 LOSS = losses.classification(mse_weight=0.05)
@@ -65,13 +70,14 @@ def unrolled_sltt(params, state, xs, y, key):
     """SLTT as a Python loop: one rule for each step, and no loop in the compiled program."""
     step = rules.sltt().value_and_grad(functional.applier(MODEL), LOSS)
     grads = jax.tree.map(jnp.zeros_like, params)
-    steps = []
+    total, steps = jnp.zeros(()), []
     for t in range(len(xs)):
         (loss, aux), g = step(params, state, xs[t : t + 1], y, key)
-        state = aux.state
         grads = jax.tree.map(lambda a, b: a + b / len(xs), grads, g)
+        state, total = aux.state, total + aux.outputs
         steps.append(loss)
-    return (jnp.mean(jnp.stack(steps)), rules.Aux(jnp.stack(steps), aux.outputs, state)), grads
+    losses_ = jnp.stack(steps)
+    return (losses_.mean(), rules.Aux(losses_, total, state)), grads
 
 
 def main() -> int:

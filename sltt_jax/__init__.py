@@ -1,1 +1,30 @@
+"""Memory- and time-efficient training of spiking neural networks in JAX.
+
+The core, which is all that is imported here, is pure functions and knows no neural network library. What is
+built on Flax Linen is in `sltt_jax.functional`, `sltt_jax.layers` and `sltt_jax.models`; `sltt_jax.training`,
+`sltt_jax.data` and `sltt_jax.analysis` make experiments of it.
+"""
+
+from sltt_jax import losses, surrogate
+from sltt_jax.neurons import Neuron, lif, lif_step
+from sltt_jax.rules import Aux, Repeat, Rule, bptt, run, sltt, sltt_k, tbptt
+from sltt_jax.streaming import stream
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Aux",
+    "Neuron",
+    "Repeat",
+    "Rule",
+    "bptt",
+    "lif",
+    "lif_step",
+    "losses",
+    "run",
+    "sltt",
+    "sltt_k",
+    "stream",
+    "surrogate",
+    "tbptt",
+]

@@ -1,0 +1,31 @@
+import re
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+CODE = [text for language, text in BLOCKS if language == "python"]
+
+
+@pytest.mark.parametrize("code", CODE, ids=range(len(CODE)))
+def test_code_of_the_readme_runs(code, capsys):
+    names = {}
+    exec(code, names)
+    printed = capsys.readouterr().out
+    if printed:
+        # What it prints stands in the README; memory may differ a little between compilers.
+        shown = next(text for language, text in BLOCKS if not language and text.startswith("bptt("))
+        numbers = re.compile(r"[\d.]+(?= MiB)")
+        assert numbers.sub("", printed) == numbers.sub("", shown)
+        for got, said in zip(numbers.findall(printed), numbers.findall(shown), strict=True):
+            assert float(got) == pytest.approx(float(said), rel=0.25, abs=0.011)
+    else:
+        assert names["grads"] and names["loss"] > 0
+
+
+def test_files_of_the_readme_exist():
+    root = Path(__file__).parent.parent
+    paths = re.findall(r"(?:sltt_jax|experiments|tests)/[\w./]*", README)
+    assert len(paths) > 10
+    assert all((root / path.rstrip(".")).exists() for path in paths), paths
