@@ -7,22 +7,9 @@ takes about two minutes on two cores. Writes table.md, table.json and the run of
 
 import dataclasses
 import sys
-from pathlib import Path
 
 import tyro
-from configs import DESCRIPTIONS, PRESETS, Config
-from train import INTERRUPTED, Run, fail, prepare, train, write_json
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison(Config):
-    """A configuration whose rule is replaced by each one in turn.
-
-    Attributes:
-      workdir: directory of the table and of the runs; a comparison that is in it is replaced.
-    """
-
-    workdir: Path = Path("runs/compare_rules")
+from train import INTERRUPTED, fail, prepare, presets, train, write_json
 
 
 def variants(T: int) -> dict[str, dict]:
@@ -38,16 +25,11 @@ def variants(T: int) -> dict[str, dict]:
 
 
 def main() -> int:
-    presets = {
-        name: (DESCRIPTIONS[name], Comparison(**vars(config), workdir=Path("runs") / f"compare_{name}"))
-        for name, config in PRESETS.items()
-    }
     try:
-        comparison = tyro.extras.overridable_config_cli(presets, description=__doc__)
-        settings = {k: v for k, v in vars(comparison).items() if k != "workdir"}
+        base = tyro.extras.overridable_config_cli(presets("compare_"), description=__doc__)
         runs = {
-            name: Run(**{**settings, **rule}, workdir=comparison.workdir / name, overwrite=True)
-            for name, rule in variants(comparison.T).items()
+            name: dataclasses.replace(base, **rule, workdir=base.workdir / name, overwrite=True)
+            for name, rule in variants(base.T).items()
         }
         experiments = {name: prepare(run) for name, run in runs.items()}
     except (ValueError, OSError) as error:
@@ -63,10 +45,10 @@ def main() -> int:
         print("\ninterrupted", file=sys.stderr)
         return INTERRUPTED
     table = tabulate(rows)
-    write_json(comparison.workdir / "table.json", rows)
-    (comparison.workdir / "table.md").write_text(table + "\n")
-    print(f"\n{comparison.preset}, T={comparison.T}, {comparison.epochs} epochs (in brackets: over bptt)\n")
-    print(f"{table}\n\nfiles  {comparison.workdir}: table.md, table.json, and a run of each rule")
+    write_json(base.workdir / "table.json", rows)
+    (base.workdir / "table.md").write_text(table + "\n")
+    print(f"\n{base.preset}, T={base.T}, {base.epochs} epochs (in brackets: over bptt)\n")
+    print(f"{table}\n\nfiles  {base.workdir}: table.md, table.json, and a run of each rule")
     return 0
 
 

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import jax
 import tyro
-from configs import DESCRIPTIONS, PRESETS, Config, make_model, make_rule
+from configs import PRESETS
 from plots import plot_memory
 from tqdm import tqdm
-from train import fail, load, write_json
+from train import Run, build, fail, write_json
 
-from sltt_jax import losses, training
 from sltt_jax.analysis import flops, temp_bytes
 
 RULES = {
@@ -47,27 +46,21 @@ class Costs:
 
     def __post_init__(self):
         if self.preset not in PRESETS:
-            raise ValueError(f"unknown preset {self.preset!r}; there are {', '.join(DESCRIPTIONS)}")
+            raise ValueError(f"unknown preset {self.preset!r}; there are {', '.join(PRESETS)}")
         if not self.T or min(self.T) < 1:
             raise ValueError(f"T must be numbers >= 1, got {self.T}")
 
 
-def cost(config: Config) -> dict:
-    """Bytes and operations of the update of a configuration."""
-    arrays = load(config)
-    batch = {"x": arrays.train_x[: config.batch_size], "y": arrays.train_y[: config.batch_size]}
-    model = make_model(config, arrays.classes)
-    optimizer = training.make_optimizer(config.optimizer, config.lr, weight_decay=config.weight_decay)
-    step_loss = losses.classification(mse_weight=config.mse_weight, mse_target=config.mse_target)
-    key = jax.random.key(config.seed)
-    x = jax.numpy.asarray(batch["x"])
-    state = jax.eval_shape(lambda: training.init_state(model, optimizer, key, x))
-    update = training.make_update(model, make_rule(config), step_loss, optimizer, training.repeat(config.T))
-    traced = jax.jit(update, donate_argnums=0).trace(state, batch, key)
+def cost(run: Run) -> dict:
+    """Bytes and operations of the update of a run."""
+    experiment = build(run)
+    key = jax.random.key(run.seed)
+    state = jax.eval_shape(experiment.initial_state, key)
+    traced = jax.jit(experiment.update(), donate_argnums=0).trace(state, experiment.source.batch, key)
     return {
-        "T": config.T,
+        "T": run.T,
         "temp_bytes": temp_bytes(traced.lower().compile()),
-        "flops": flops(traced, backward_share=config.k / config.T if config.rule == "sltt_k" else 1.0),
+        "flops": flops(traced, backward_share=run.k / run.T if run.rule == "sltt_k" else 1.0),
     }
 
 
@@ -77,19 +70,20 @@ def main() -> int:
         costs.workdir.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         return fail(error)
-    preset = PRESETS[costs.preset]
-    base = dataclasses.replace(preset, batch_size=costs.batch_size or preset.batch_size)
+    preset = PRESETS[costs.preset]()
+    batch_size = costs.batch_size or preset.batch_size
+    # Costs do not depend on what is in the data: made-up samples of a batch will do.
+    few = {"batch_size": batch_size, "train_samples": batch_size, "test_samples": 1, "made": True}
+    base = {**vars(preset), **few}
     jobs = []
     for name, rule in RULES.items():
         needs = max(v for v in (1, *rule.values()) if isinstance(v, int))
-        jobs += [(name, dataclasses.replace(base, **{"T": T, "k": 1, **rule})) for T in costs.T if T >= needs]
+        jobs += [(name, Run(**{**base, "T": T, "k": 1, **rule})) for T in costs.T if T >= needs]
     rows = {name: [] for name in RULES}
-    for name, config in tqdm(jobs, unit="program"):
-        rows[name].append(cost(config))
-    write_json(
-        costs.workdir / "cost.json", {"preset": costs.preset, "batch_size": base.batch_size, "rules": rows}
-    )
-    plot_memory(rows, costs.workdir / "memory.png", title=f"{costs.preset}, batch {base.batch_size}")
+    for name, run in tqdm(jobs, unit="program"):
+        rows[name].append(cost(run))
+    write_json(costs.workdir / "cost.json", {"preset": costs.preset, "batch_size": batch_size, "rules": rows})
+    plot_memory(rows, costs.workdir / "memory.png", title=f"{costs.preset}, batch {batch_size}")
     for name, points in rows.items():
         print(f"{name:15}", *(f"T={p['T']}: {p['temp_bytes'] / 2**20:.2f} MiB" for p in points), sep="  ")
     print(f"files  {costs.workdir}: cost.json, memory.png")

@@ -7,21 +7,26 @@ config.json, metrics.jsonl (a line an epoch), summary.json, curves.png and the l
 """
 
 import dataclasses
+import inspect
 import json
 import platform
 import shutil
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+import data_sets
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import optax
 import tyro
-from configs import DESCRIPTIONS, PRESETS, Config, make_model, make_rule
+from configs import PRESETS, Config, make_model, make_rule, reduced
+from data_sets import Source
 from plots import plot_curves
 
 from sltt_jax import data, losses, rules, training
@@ -35,59 +40,74 @@ class Run(Config):
     """A configuration, and where and how it is run.
 
     Attributes:
+      reduced: the recipe made small enough for two cores and a few minutes.
+      made: train on made-up data of the same form.
+      data_dir: directory of the data sets.
       workdir: directory of all that the run writes.
       resume: go on from the last checkpoint in the workdir.
       overwrite: start anew in a workdir that holds a run.
     """
 
+    reduced: bool = False
+    made: bool = False
+    data_dir: Path = Path("data")
     workdir: Path = Path("runs/default")
     resume: bool = False
     overwrite: bool = False
 
 
-def load(config: Config) -> data.ArrayData:
-    """The data of a configuration, in the form its network takes."""
-    digits = data.load_digits()
-    if config.model == "mlp":
-        flat = lambda x: x.reshape(len(x), -1)
-        digits = dataclasses.replace(digits, train_x=flat(digits.train_x), test_x=flat(digits.test_x))
-    return digits
-
-
 class Experiment(NamedTuple):
-    """A run whose settings were found good, with its data, network, rule and workdir at hand."""
+    """A run whose settings were found good, with its data, network, rule and loss at hand."""
 
     run: Run
-    arrays: data.ArrayData
+    source: Source
     model: nn.Module
     rule: rules.Rule
     step_loss: rules.StepLoss
     optimizer: optax.GradientTransformation
 
+    def initial_state(self, key: jax.Array) -> training.TrainState:
+        """The state before the first update."""
+        source, x = self.source, jnp.asarray(self.source.batch["x"])
+        init = jax.jit(training.init_state, static_argnums=(0, 1, 2))
+        return init(self.model, self.optimizer, source.encode, key, x)
+
+    def update(self) -> Callable:
+        """The update, to be compiled."""
+        return training.make_update(self.model, self.rule, self.step_loss, self.optimizer, self.source.encode)
+
+
+def build(run: Run) -> Experiment:
+    """Everything that a run is made of.
+
+    Raises:
+      ValueError: a setting that cannot be.
+      OSError: the data cannot be read.
+    """
+    if run.reduced:
+        run = reduced(run)
+    model = make_model(run, data_sets.SPECS[run.data].classes if run.data in data_sets.SPECS else 1)
+    step_loss = losses.classification(mse_weight=run.mse_weight, mse_target=run.mse_target)
+    source = data_sets.open_source(run, run.data_dir, made=run.made)
+    schedule = training.cosine_per_epoch(
+        run.lr, epochs=run.epochs, steps_per_epoch=source.train.steps_per_epoch
+    )
+    optimizer = training.make_optimizer(
+        run.optimizer, schedule, weight_decay=run.weight_decay, momentum=run.momentum
+    )
+    return Experiment(run, source, model, make_rule(run), step_loss, optimizer)
+
 
 def prepare(run: Run) -> Experiment:
-    """Builds everything and makes the workdir ready, so that what cannot be is said before any long work.
+    """Builds a run and makes its workdir ready, so that what cannot be is said before any long work.
 
     Raises:
       ValueError: a setting that cannot be, or `resume` with other settings than the run in the workdir.
       FileExistsError: the workdir holds a run, and neither `resume` nor `overwrite` is given.
-      OSError: the workdir cannot be written.
+      OSError: the data cannot be read, or the workdir cannot be written.
     """
-    arrays = load(run)
-    if run.batch_size > len(arrays.train_x):
-        raise ValueError(
-            f"batch_size={run.batch_size} is more than the {len(arrays.train_x)} training samples"
-        )
-    steps_per_epoch = len(arrays.train_x) // run.batch_size
-    schedule = training.cosine_per_epoch(run.lr, epochs=run.epochs, steps_per_epoch=steps_per_epoch)
-    optimizer = training.make_optimizer(
-        run.optimizer, schedule, weight_decay=run.weight_decay, momentum=run.momentum
-    )
-    step_loss = losses.classification(mse_weight=run.mse_weight, mse_target=run.mse_target)
-    experiment = Experiment(
-        run, arrays, make_model(run, arrays.classes), make_rule(run), step_loss, optimizer
-    )
-    prepare_workdir(run)
+    experiment = build(run)
+    prepare_workdir(experiment.run)
     return experiment
 
 
@@ -98,31 +118,28 @@ def train(experiment: Experiment) -> dict:
       FloatingPointError: training diverged.
       KeyboardInterrupt: after Ctrl-C; the summary of the epochs so far is written.
     """
-    run, arrays, model, rule, step_loss, optimizer = experiment
-    encode = training.repeat(run.T)
+    run, source, rule = experiment.run, experiment.source, experiment.rule
     init_key, key = jax.random.split(jax.random.key(run.seed))
-    batch = {"x": arrays.train_x[: run.batch_size], "y": arrays.train_y[: run.batch_size]}
-    state = jax.jit(training.init_state, static_argnums=(0, 1))(model, optimizer, init_key, batch["x"])
+    state = experiment.initial_state(init_key)
 
     began = time.perf_counter()
-    update = training.make_update(model, rule, step_loss, optimizer, encode)
-    traced = jax.jit(update, donate_argnums=0).trace(state, batch, key)
-    compiled = traced.lower().compile()
+    traced = jax.jit(experiment.update(), donate_argnums=0).trace(state, source.batch, key)
+    update = traced.lower().compile()
     summary = {
         **describe(run),
         "compile_seconds": time.perf_counter() - began,
-        "temp_bytes": temp_bytes(compiled),
+        "temp_bytes": temp_bytes(update),
         "flops_per_update": flops(traced, backward_share=run.k / run.T if run.rule == "sltt_k" else 1.0),
         "parameters": sum(p.size for p in jax.tree.leaves(state.params)),
     }
-    evaluate = jax.jit(training.make_evaluate(model, step_loss, encode))
+    evaluate = jax.jit(training.make_evaluate(experiment.model, experiment.step_loss, source.encode))
 
     records = training.read_metrics(run.workdir) if run.resume else []
     status = "failed"
     try:
         for record in training.train_epochs(
-            state, compiled, evaluate, arrays, epochs=run.epochs, batch_size=run.batch_size, key=key,
-            seed=run.seed, workdir=run.workdir, resume=run.resume,
+            state, update, evaluate, data.Prefetch(source.train), source.test,
+            epochs=run.epochs, key=key, workdir=run.workdir, resume=run.resume,
         ):  # fmt: skip
             records = [*records[: record["epoch"] - 1], record]
         status = "finished"
@@ -200,8 +217,8 @@ def prepare_workdir(run: Run):
 
 
 def config_of(run: Run) -> dict:
-    """The settings of a run without where and how it is run, as JSON has them."""
-    names = {field.name for field in dataclasses.fields(Config)}
+    """The settings of a run without where it is run, as JSON has them."""
+    names = {field.name for field in dataclasses.fields(Config)} | {"made"}
     return {
         k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(run).items() if k in names
     }
@@ -228,13 +245,20 @@ firing rates         {rates}
 files                {workdir}: summary.json, metrics.jsonl, curves.png, checkpoints"""  # noqa: E501
 
 
-def main() -> int:
-    presets = {
-        name: (DESCRIPTIONS[name], Run(**vars(config), workdir=Path("runs") / name))
-        for name, config in PRESETS.items()
+def presets(prefix: str = "") -> dict[str, tuple[str, Run]]:
+    """The presets as tyro takes them: name, text and a run whose workdir has the name behind `prefix`."""
+    return {
+        name: (
+            inspect.getdoc(preset) or name,
+            Run(**vars(preset()), workdir=Path("runs") / (prefix + name)),
+        )
+        for name, preset in PRESETS.items()
     }
+
+
+def main() -> int:
     try:
-        run = tyro.extras.overridable_config_cli(presets, description=__doc__)
+        run = tyro.extras.overridable_config_cli(presets(), description=__doc__)
         experiment = prepare(run)
     except (ValueError, OSError) as error:
         return fail(error)

@@ -91,7 +91,7 @@ def test_train(small, monkeypatch, tmp_path, capsys):
         (("digits", "--rule", "sltt_k", "--k", 7), "k=7 is more than the T=6 time steps"),
         (("digits", "--rule", "tbptt", "--window", 7), "window=7 is more than the T=6"),
         (("digits", "--rule", "sltt", "--chunk", 9), "chunk=9 is more than the T=6"),
-        (("digits", "--batch-size", 5000), "batch_size=5000 is more than the 240 training samples"),
+        (("digits", "--batch-size", 5000), "batch_size must be in 1..240, the number of samples, got 5000"),
         (("digits", "--tau", 0.5), "tau must be >= 1 (in time steps), got 0.5"),
         (("digits", "--lr", -1), "lr must be > 0, got -1"),
         (("digits", "--dropout", 1), "dropout must be in 0..1, got 1"),

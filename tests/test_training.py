@@ -53,10 +53,10 @@ def test_wrong_optimizers(args, settings, message):
 def setup(rule, model=None, lr=0.1):
     model = model or ConvNet((4, 6), classes=3, neuron=Neuron(tau=1.5), dropout=0.2)
     optimizer = training.make_optimizer("sgd", lr, weight_decay=0.01)
-    encode = training.repeat(T)
+    encode = training.images(T)
     rng = np.random.default_rng(0)
     batch = {"x": jnp.asarray(rng.normal(size=(5, 8, 8, 1)), jnp.float32), "y": jnp.asarray([0, 1, 2, 1, 0])}
-    state = training.init_state(model, optimizer, jax.random.key(0), batch["x"])
+    state = training.init_state(model, optimizer, encode, jax.random.key(0), batch["x"])
     return model, optimizer, jax.jit(training.make_update(model, rule, LOSS, optimizer, encode)), state, batch
 
 
@@ -66,7 +66,7 @@ def test_update_is_rule_then_optimizer():
     state, _ = update(state, batch, jax.random.key(1))
     new, metrics = update(state, batch, jax.random.key(1))
     assert int(new.step) == 2
-    dropout_key, rule_key = jax.random.split(jax.random.fold_in(jax.random.key(1), 1))
+    _, dropout_key, rule_key = jax.random.split(jax.random.fold_in(jax.random.key(1), 1), 3)
     start = functional.at_rest(model, state.variables, batch["x"])
     apply = functional.applier(model, key=dropout_key)
     f = jax.jit(rule.value_and_grad(apply, LOSS))
@@ -95,8 +95,8 @@ def test_evaluation_of_padded_batches_is_that_of_the_whole():
     model, _, _, state, _ = setup(sltt())
     rng = np.random.default_rng(1)
     x, y = rng.normal(size=(11, 8, 8, 1)).astype(np.float32), rng.integers(0, 3, 11)
-    evaluate = jax.jit(training.make_evaluate(model, LOSS, training.repeat(T)))
-    got = training.evaluate_all(evaluate, state, x, y, batch_size=4)
+    evaluate = jax.jit(training.make_evaluate(model, LOSS, training.images(T)))
+    got = training.evaluate_all(evaluate, state, data.padded_batches(x, y, 4))
 
     start = functional.at_rest(model, state.variables, x)
     apply = functional.applier(model, train=False, record=("firing_rate",))
@@ -106,6 +106,8 @@ def test_evaluation_of_padded_batches_is_that_of_the_whole():
     assert got["test_accuracy"] == got["test_accuracy_per_step"][-1]
     np.testing.assert_allclose(got["test_loss"], np.mean([LOSS(o, y) for o in outputs]), rtol=1e-5)
     assert set(got["firing_rates"]) == {"LIF_0", "LIF_1"}
+    with pytest.raises(ValueError, match="no sample to evaluate"):
+        training.evaluate_all(evaluate, state, [])
     for name, rate in got["firing_rates"].items():
         np.testing.assert_allclose(rate, recorded["firing_rate"][name]["rate"].mean(), rtol=1e-5)
 
@@ -121,8 +123,9 @@ def fit(workdir, epochs=3, rule=sltt_k(1), lr=0.1, resume=False, stop_after=None
     arrays = tiny()
     model = MLP((12,), classes=2, neuron=Neuron(tau=1.5), dropout=0.1)
     optimizer = training.make_optimizer("sgd", lr)
-    state = training.init_state(model, optimizer, jax.random.key(0), jnp.asarray(arrays.train_x[:5]))
-    update = jax.jit(training.make_update(model, rule, LOSS, optimizer, training.repeat(T)), donate_argnums=0)
+    encode = training.images(T, augmentation=lambda key, x: x + 0.01 * jax.random.normal(key, x.shape))
+    state = training.init_state(model, optimizer, encode, jax.random.key(0), jnp.asarray(arrays.train_x[:5]))
+    update = jax.jit(training.make_update(model, rule, LOSS, optimizer, encode), donate_argnums=0)
     states = []
 
     def watched(state, batch, key):
@@ -132,12 +135,13 @@ def fit(workdir, epochs=3, rule=sltt_k(1), lr=0.1, resume=False, stop_after=None
         states.append(jax.device_get(out[0].params))
         return out
 
-    evaluate = jax.jit(training.make_evaluate(model, LOSS, training.repeat(T)))
+    evaluate = jax.jit(training.make_evaluate(model, LOSS, training.images(T)))
     workdir.mkdir(exist_ok=True)
     records = []
     epochs_of = training.train_epochs(
-        state, watched, evaluate, arrays, epochs=epochs, batch_size=5, key=jax.random.key(1), seed=0,
-        workdir=workdir, resume=resume,
+        state, watched, evaluate, data.Prefetch(data.ArrayBatches(arrays.train_x, arrays.train_y, 5, seed=0)),
+        lambda: data.padded_batches(arrays.test_x, arrays.test_y, 5),
+        epochs=epochs, key=jax.random.key(1), workdir=workdir, resume=resume,
     )  # fmt: skip
     try:
         records.extend(epochs_of)
@@ -147,10 +151,10 @@ def fit(workdir, epochs=3, rule=sltt_k(1), lr=0.1, resume=False, stop_after=None
 
 
 def test_training_learns_and_writes_what_it_yields(tmp_path):
-    records, states = fit(tmp_path, epochs=8, rule=sltt())
-    assert len(states) == 8 * 6 and [r["epoch"] for r in records] == list(range(1, 9))
-    assert records[-1]["train_loss"] < 0.7 * records[0]["train_loss"]
-    assert records[-1]["test_accuracy"] >= 0.8
+    records, states = fit(tmp_path, epochs=12, rule=sltt())
+    assert len(states) == 12 * 6 and [r["epoch"] for r in records] == list(range(1, 13))
+    assert records[-1]["train_loss"] < 0.6 * records[0]["train_loss"]
+    assert records[-1]["train_accuracy"] >= 0.8 and records[-1]["test_accuracy"] >= 0.7
     assert training.read_metrics(tmp_path) == records
     assert all(r["seconds_per_update"] > 0 for r in records)
 

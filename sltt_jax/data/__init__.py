@@ -1,6 +1,15 @@
 """Data sets and the batches made of them."""
 
-from sltt_jax.data.arrays import ArrayData, padded_batches, shuffled_batches
+from sltt_jax.data.arrays import ArrayData
 from sltt_jax.data.digits import load_digits
+from sltt_jax.data.pipeline import ArrayBatches, Batch, Batches, Prefetch, padded_batches
 
-__all__ = ["ArrayData", "load_digits", "padded_batches", "shuffled_batches"]
+__all__ = [
+    "ArrayBatches",
+    "ArrayData",
+    "Batch",
+    "Batches",
+    "Prefetch",
+    "load_digits",
+    "padded_batches",
+]

@@ -1,7 +1,6 @@
-"""Data sets that fit in memory: checked arrays, and the batches made of them."""
+"""Data sets that fit in memory, as checked arrays."""
 
 import dataclasses
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -11,7 +10,7 @@ class ArrayData:
     """A classification data set in memory.
 
     Attributes:
-      train_x, test_x: inputs, `[N, ...]`, floating point.
+      train_x, test_x: inputs, `[N, ...]`: floating point, or unsigned integers (pixels, event counts).
       train_y, test_y: class numbers 0..classes-1, `[N]`, integers.
       classes: number of classes.
 
@@ -33,9 +32,12 @@ class ArrayData:
                 raise ValueError(
                     f"{split}: expected N >= 1 inputs and labels [N], got {x.shape} and {y.shape}"
                 )
-            if not np.issubdtype(x.dtype, np.floating):
-                raise ValueError(f"{split}: inputs must be floating point, got {x.dtype}")
-            if not np.isfinite(x).all():
+            floating = np.issubdtype(x.dtype, np.floating)
+            if not floating and not np.issubdtype(x.dtype, np.unsignedinteger):
+                raise ValueError(
+                    f"{split}: inputs must be floating point or unsigned integers, got {x.dtype}"
+                )
+            if floating and not np.isfinite(x).all():
                 raise ValueError(f"{split}: input {int(np.argwhere(~np.isfinite(x))[0, 0])} is not finite")
             if not np.issubdtype(y.dtype, np.integer):
                 raise ValueError(f"{split}: labels must be integers, got {y.dtype}")
@@ -44,32 +46,6 @@ class ArrayData:
                 raise ValueError(
                     f"{split}: label {y[wrong[0]]} of sample {wrong[0]} is outside 0..{self.classes - 1}"
                 )
-        if self.train_x.shape[1:] != self.test_x.shape[1:]:
-            raise ValueError(
-                f"train and test inputs differ in shape: {self.train_x.shape[1:]}, {self.test_x.shape[1:]}"
-            )
-
-
-def shuffled_batches(
-    x: np.ndarray, y: np.ndarray, batch_size: int, *, seed: int, epoch: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of one epoch in an order drawn from `(seed, epoch)`; what does not fill a batch is left out.
-
-    Raises:
-      ValueError: there are fewer samples than one batch.
-    """
-    if not 1 <= batch_size <= len(x):
-        raise ValueError(f"batch_size must be in 1..{len(x)}, the number of samples, got {batch_size}")
-    order = np.random.default_rng([seed, epoch]).permutation(len(x))
-    for start in range(0, len(x) - batch_size + 1, batch_size):
-        chosen = order[start : start + batch_size]
-        yield {"x": x[chosen], "y": y[chosen]}
-
-
-def padded_batches(x: np.ndarray, y: np.ndarray, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    """All samples in order, once each; the last batch is filled up, and `mask` `[B]` tells which count."""
-    for start in range(0, len(x), batch_size):
-        xs, ys = x[start : start + batch_size], y[start : start + batch_size]
-        missing = batch_size - len(xs)
-        pad = lambda a: np.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1))  # noqa: B023
-        yield {"x": pad(xs), "y": pad(ys), "mask": pad(np.ones(len(xs), np.float32))}
+        one, other = ((x.shape[1:], x.dtype) for x in (self.train_x, self.test_x))
+        if one != other:
+            raise ValueError(f"train and test inputs differ in shape or type: {one}, {other}")

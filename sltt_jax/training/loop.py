@@ -4,7 +4,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 from tqdm import tqdm
 
-from sltt_jax.data.arrays import ArrayData, padded_batches, shuffled_batches
+from sltt_jax.data.pipeline import Batches
 from sltt_jax.training.steps import Evaluation, TrainState
+
+PyTree = Any
 
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
@@ -27,26 +30,29 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
 
 
 def evaluate_all(
-    evaluate: Callable[..., Evaluation], state: TrainState, x: np.ndarray, y: np.ndarray, batch_size: int
+    evaluate: Callable[..., Evaluation], state: TrainState, batches: Iterable[PyTree]
 ) -> dict[str, Any]:
     """Evaluates every sample once.
 
     Args:
       evaluate: from `make_evaluate`, compiled.
       state: parameters and batch statistics.
-      x, y: inputs `[N, ...]` and labels `[N]`.
-      batch_size: samples at a time.
+      batches: `{"x": [B, ...], "y": [B], "mask": [B]}`, from `padded_batches`.
 
     Returns:
       `test_loss`, `test_accuracy` (argmax of the sum of outputs over all T steps), `test_accuracy_per_step`
       (of the sum over the first t, t = 1..T) and `firing_rates` (spikes per neuron and step, for every
       layer).
+
+    Raises:
+      ValueError: there is no sample.
     """
     total = None
-    for batch in padded_batches(x, y, batch_size):
+    for batch in batches:
         part = evaluate(state.params, state.variables, batch)
         total = part if total is None else jax.tree.map(np.add, total, part)
-    assert total is not None  # ArrayData has no empty split
+    if total is None or not total.samples:
+        raise ValueError("there is no sample to evaluate")
     n = float(total.samples)
     return {
         "test_loss": float(total.loss) / n,
@@ -60,12 +66,11 @@ def train_epochs(
     state: TrainState,
     update: Callable,
     evaluate: Callable[..., Evaluation],
-    data: ArrayData,
+    train: Batches,
+    test: Callable[[], Iterable[PyTree]],
     *,
     epochs: int,
-    batch_size: int,
     key: jax.Array,
-    seed: int,
     workdir: Path,
     resume: bool = False,
 ) -> Iterator[dict[str, Any]]:
@@ -75,11 +80,10 @@ def train_epochs(
       state: the state to start from; donated to `update`.
       update: from `make_update`, compiled with its state donated.
       evaluate: from `make_evaluate`, compiled.
-      data: training and test arrays.
+      train: training batches.
+      test: returns the test batches once through, as `evaluate_all` takes them.
       epochs: passes over the training data, in all.
-      batch_size: of training and evaluation.
-      key: draws dropout masks and the steps of SLTT-K.
-      seed: of the order of the samples.
+      key: draws augmentation, dropout masks and the steps of SLTT-K.
       workdir: an existing directory.
       resume: go on from the last checkpoint in `workdir`; the records before it are not yielded again.
 
@@ -91,7 +95,7 @@ def train_epochs(
       FloatingPointError: a loss or gradient is not finite; the checkpoint of the epoch before stays.
       FileNotFoundError: `resume`, and there is no checkpoint.
     """
-    steps = len(data.train_x) // batch_size
+    steps = train.steps_per_epoch
     keep = ocp.training.preservation_policies.LatestN(1)
     with ocp.training.Checkpointer(
         str((workdir / CHECKPOINTS).absolute()),
@@ -103,25 +107,27 @@ def train_epochs(
             if checkpoints.latest is None:
                 raise FileNotFoundError(f"no checkpoint to resume from in {workdir / CHECKPOINTS}")
             first = checkpoints.latest.step
-            state = checkpoints.load(None, state)  # of its shapes, types and devices
+            # The state tells shapes, types and devices.
+            loaded = checkpoints.load_checkpointables(None, {"state": state, "data": None})
+            state = loaded["state"]
+            train.set_state(loaded["data"])
             lines = [json.dumps(line) + "\n" for line in read_metrics(workdir)[:first]]
             (workdir / METRICS_FILE).write_text("".join(lines))
         else:
-            checkpoints.save(0, state)
+            checkpoints.save_checkpointables(0, {"state": state, "data": train.get_state()})
         pause = 0.1 if sys.stderr.isatty() else 60.0  # seconds; a log wants a line an epoch, no more
         with tqdm(total=epochs * steps, initial=first * steps, unit="update", mininterval=pause) as bar:
             for epoch in range(first, epochs):
                 began = time.perf_counter()
-                batches = shuffled_batches(data.train_x, data.train_y, batch_size, seed=seed, epoch=epoch)
-                state, record = _train_epoch(state, update, batches, key, bar, epoch, workdir)
-                record |= evaluate_all(evaluate, state, data.test_x, data.test_y, batch_size)
+                state, record = _train_epoch(state, update, islice(train, steps), key, bar, epoch, workdir)
+                record |= evaluate_all(evaluate, state, test())
                 if not math.isfinite(record["test_loss"]):
                     raise FloatingPointError(_diverged("test loss", record["test_loss"], epoch, workdir))
                 record |= {"epoch": epoch + 1, "seconds": time.perf_counter() - began}
                 # In this order: what a kill between the two leaves too many, a resume takes away again.
                 with open(workdir / METRICS_FILE, "a") as file:
                     file.write(json.dumps(record) + "\n")
-                checkpoints.save(epoch + 1, state)
+                checkpoints.save_checkpointables(epoch + 1, {"state": state, "data": train.get_state()})
                 bar.set_postfix_str(_postfix(record))
                 yield record
 

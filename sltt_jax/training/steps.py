@@ -11,10 +11,9 @@ import optax
 from sltt_jax import functional, rules
 from sltt_jax.layers import FIRING_RATE, MEMBRANE
 from sltt_jax.rules import Rule, StepLoss
+from sltt_jax.training.encoders import Encoder
 
 PyTree = Any
-# What the network sees of a batch: inputs [T, B, ...] or a `Repeat`, made on the device.
-Encoder = Callable[[jax.Array], PyTree]
 
 
 class TrainState(NamedTuple):
@@ -57,18 +56,15 @@ class Evaluation(NamedTuple):
     firing_rates: dict[str, jax.Array]
 
 
-def repeat(T: int) -> Encoder:
-    """The paper's direct encoding: the same analogue image `[B, ...]` at each of T steps."""
-    if T < 1:
-        raise ValueError(f"T must be >= 1, got {T}")
-    return lambda x: rules.Repeat(x, T)
-
-
 def init_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, key: jax.Array, x: jax.Array
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    encode: Encoder,
+    key: jax.Array,
+    x: jax.Array,
 ) -> TrainState:
-    """A fresh training state; `x` is the input of one step, `[B, ...]`, for its shape and dtype."""
-    params, variables = functional.init(model, key, x)
+    """A fresh training state; of the inputs `x` of a batch only shape and dtype matter."""
+    params, variables = functional.init(model, key, _first_step(encode(x, None)))
     variables.pop(MEMBRANE, None)
     return TrainState(jnp.zeros((), jnp.int32), params, variables, optimizer.init(params))
 
@@ -82,13 +78,13 @@ def make_update(
 ) -> Callable[[TrainState, PyTree, jax.Array], tuple[TrainState, Metrics]]:
     """Builds `update(state, {"x": [B, ...], "y": [B]}, key) -> (state, Metrics)`.
 
-    Dropout masks and the steps of SLTT-K are drawn from `key` and the number of the update, so `key` may be
-    the same for a whole run.
+    Augmentation, dropout masks and the steps of SLTT-K are drawn from `key` and the number of the update, so
+    `key` may be the same for a whole run.
     """
 
     def update(state: TrainState, batch: PyTree, key: jax.Array):
-        dropout_key, rule_key = jax.random.split(jax.random.fold_in(key, state.step))
-        inputs = encode(batch["x"])
+        data_key, dropout_key, rule_key = jax.random.split(jax.random.fold_in(key, state.step), 3)
+        inputs = encode(batch["x"], data_key)
         apply = functional.applier(model, train=True, key=dropout_key)
         start = functional.at_rest(model, state.variables, _first_step(inputs))
         (loss, aux), grads = rule.value_and_grad(apply, step_loss)(
@@ -112,7 +108,7 @@ def make_evaluate(
     loss_of_one = lambda o, y: step_loss(o[None], y[None])
 
     def evaluate(params: PyTree, variables: PyTree, batch: PyTree) -> Evaluation:
-        inputs, y, mask = encode(batch["x"]), batch["y"], batch["mask"]
+        inputs, y, mask = encode(batch["x"], None), batch["y"], batch["mask"]
         start = functional.at_rest(model, variables, _first_step(inputs))
         (outputs, recorded), _ = rules.run(apply, params, start, inputs)
         losses = jax.vmap(jax.vmap(loss_of_one), (0, None))(outputs, y)

@@ -1,0 +1,112 @@
+"""The data sets of the experiments by name: what they look like, where they are, how a network sees them."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from configs import Config
+
+from sltt_jax import data, training
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """A data set.
+
+    Attributes:
+      shape: of one step's input, `[H, W, C]`.
+      classes: number of classes.
+      load: `(directory, T) -> ArrayData`.
+      events: samples are frames `[T, H, W, C]` of event counts, one a step; otherwise images.
+      mean, std: of pixels in 0..1, one a channel; None where the images come normalised.
+      augmentation: of the training samples.
+    """
+
+    shape: tuple[int, int, int]
+    classes: int
+    load: Callable[[Path, int], data.ArrayData]
+    events: bool = False
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    augmentation: training.Augmentation | None = None
+
+    def encoder(self, config: Config) -> training.Encoder:
+        """How a batch becomes the network's input of T steps."""
+        if self.events:
+            encode = training.frames(augmentation=self.augmentation)
+        else:
+            encode = training.images(config.T, mean=self.mean, std=self.std, augmentation=self.augmentation)
+        return training.flat(encode) if config.model == "mlp" else encode
+
+    def make(self, T: int, *, train: int, test: int, seed: int) -> data.ArrayData:
+        """Made-up samples of this form, for trying things out without the data.
+
+        Every class has a random picture (or film) of its own, seen through as much noise.
+        """
+        rng = np.random.default_rng(seed)
+        shape = (T, *self.shape) if self.events else self.shape
+        means = rng.normal(size=(self.classes, *shape)).astype(np.float32)
+
+        def split(n):
+            y = rng.integers(0, self.classes, n).astype(np.int32)
+            x = means[y] + rng.normal(size=(n, *shape)).astype(np.float32)
+            if self.events:
+                return np.clip(np.floor(np.abs(x)), 0, 255).astype(np.uint8), y
+            return np.clip(128 + 40 * x, 0, 255).astype(np.uint8) if self.mean else x, y
+
+        return data.ArrayData(*split(train), *split(test), classes=self.classes)
+
+
+def _digits(directory: Path, T: int) -> data.ArrayData:
+    del directory, T  # they come with scikit-learn
+    return data.load_digits()
+
+
+SPECS = {
+    "digits": Spec((8, 8, 1), 10, _digits),
+}
+
+
+class Source(NamedTuple):
+    """Where a run takes its batches from.
+
+    Attributes:
+      classes: number of classes.
+      encode: how the network sees a batch.
+      train: training batches.
+      test: returns the test batches once through, with masks.
+      batch: a batch of the training data, for shapes and types.
+    """
+
+    classes: int
+    encode: training.Encoder
+    train: data.Batches
+    test: Callable[[], Iterable[dict]]
+    batch: data.Batch
+
+
+def open_source(config: Config, directory: Path, *, made: bool) -> Source:
+    """Loads the data of a configuration, or makes some of the same form.
+
+    Raises:
+      ValueError: an unknown data set, or fewer samples than one batch.
+    """
+    if config.data not in SPECS:
+        raise ValueError(f"unknown data set {config.data!r}; there are {', '.join(SPECS)}")
+    spec = SPECS[config.data]
+    n_train, n_test = config.train_samples, config.test_samples
+    if made:
+        arrays = spec.make(config.T, train=n_train or 512, test=n_test or 256, seed=config.seed)
+    else:
+        arrays = spec.load(directory, config.T)
+    train_x, train_y = arrays.train_x[:n_train], arrays.train_y[:n_train]
+    test_x, test_y = arrays.test_x[:n_test], arrays.test_y[:n_test]
+    return Source(
+        arrays.classes,
+        spec.encoder(config),
+        data.ArrayBatches(train_x, train_y, config.batch_size, seed=config.seed),
+        lambda: data.padded_batches(test_x, test_y, config.batch_size),
+        {"x": train_x[: config.batch_size], "y": train_y[: config.batch_size]},
+    )

@@ -1,0 +1,139 @@
+"""Batches for training: one protocol for arrays in memory and for streams from disk."""
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, Protocol, TypedDict
+
+import jax
+import numpy as np
+
+
+class Batch(TypedDict):
+    """`x`: inputs `[B, ...]`; `y`: class numbers `[B]`."""
+
+    x: np.ndarray
+    y: np.ndarray
+
+
+class Batches(Protocol):
+    """An endless iterator over batches, epoch after epoch, that can be put back to any batch.
+
+    Attributes:
+      steps_per_epoch: batches an epoch.
+    """
+
+    steps_per_epoch: int
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def __next__(self) -> Batch: ...
+
+    def get_state(self) -> dict[str, Any]:
+        """What `set_state` needs to go on with the batch that comes next; plain numbers and strings."""
+        ...
+
+    def set_state(self, state: dict[str, Any]) -> None: ...
+
+
+class ArrayBatches:
+    """Batches of arrays in memory; the order of every epoch is drawn from `(seed, epoch)`.
+
+    What does not fill a batch is left out of an epoch. With several processes all draw the same order, and
+    each takes its part of every batch.
+
+    Args:
+      x, y: inputs `[N, ...]` and labels `[N]`.
+      batch_size: samples of one batch over all processes, 1..N.
+      seed: of the order.
+      process, processes: the part of this process, 0..processes-1; `processes` must divide `batch_size`.
+
+    Raises:
+      ValueError: a number is outside its range.
+    """
+
+    def __init__(
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        batch_size: int,
+        *,
+        seed: int,
+        process: int = 0,
+        processes: int = 1,
+    ):
+        if not 1 <= batch_size <= len(x):
+            raise ValueError(f"batch_size must be in 1..{len(x)}, the number of samples, got {batch_size}")
+        if not 0 <= process < processes or batch_size % processes:
+            raise ValueError(f"process {process} of {processes} cannot have its part of {batch_size} samples")
+        self._x, self._y, self._seed = x, y, seed
+        self._batch_size = batch_size
+        self._part = slice(*(batch_size // processes * p for p in (process, process + 1)))
+        self.steps_per_epoch = len(x) // batch_size
+        self._epoch, self._next, self._order = -1, self.steps_per_epoch, np.arange(0)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._next == self.steps_per_epoch:
+            self._start(self._epoch + 1, 0)
+        chosen = self._order[self._next * self._batch_size :][: self._batch_size][self._part]
+        self._next += 1
+        return {"x": self._x[chosen], "y": self._y[chosen]}
+
+    def _start(self, epoch, batch):
+        self._epoch, self._next = epoch, batch
+        self._order = np.random.default_rng([self._seed, epoch]).permutation(len(self._x))
+
+    def get_state(self) -> dict[str, int]:
+        return {"epoch": self._epoch, "batch": self._next}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        if state["epoch"] >= 0:
+            self._start(state["epoch"], state["batch"])
+        else:
+            self._epoch, self._next = -1, self.steps_per_epoch
+
+
+def padded_batches(x: np.ndarray, y: np.ndarray, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+    """All samples in order, once each; the last batch is filled up, and `mask` `[B]` tells which count."""
+    for start in range(0, len(x), batch_size):
+        xs, ys = x[start : start + batch_size], y[start : start + batch_size]
+        missing = batch_size - len(xs)
+        pad = lambda a: np.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1))  # noqa: B023
+        yield {"x": pad(xs), "y": pad(ys), "mask": pad(np.ones(len(xs), np.float32))}
+
+
+class Prefetch:
+    """Puts batches on the device ahead of their use, so that the copy is hidden behind the update before.
+
+    `get_state` is of the batches handed out, not of those fetched ahead.
+
+    Args:
+      batches: where they come from.
+      size: batches ahead, >= 1.
+    """
+
+    def __init__(self, batches: Batches, size: int = 2):
+        if size < 1:
+            raise ValueError(f"size must be >= 1, got {size}")
+        self._batches, self._size = batches, size
+        self.steps_per_epoch = batches.steps_per_epoch
+        self.set_state(batches.get_state())
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        while len(self._ahead) < self._size:
+            batch = jax.device_put(next(self._batches))
+            self._ahead.append((batch, self._batches.get_state()))
+        batch, self._state = self._ahead.popleft()
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        return self._state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._batches.set_state(state)
+        self._state, self._ahead = state, deque()
