@@ -3,12 +3,14 @@ it.
 
     python experiments/cost.py digits --T 1 2 4 8 16 32 64
 
-takes about a minute on two cores. Writes cost.json and memory.png into the workdir.
+takes about a minute on two cores. Writes cost.json (bytes, operations, seconds to compile) and memory.png.
 """
 
 import dataclasses
 import sys
+import time
 from pathlib import Path
+from typing import Literal
 
 import jax
 import tyro
@@ -34,12 +36,20 @@ class Costs:
 
     Attributes:
       preset: network, batch size, loss and optimizer.
+      rules: which of the rules below.
       T: numbers of time steps; rules that need more are left out.
       batch_size: samples an update; of the preset by default.
       workdir: directory of what is written.
     """
 
     preset: tyro.conf.Positional[str] = "digits"
+    rules: tuple[Literal["bptt", "tbptt(4)", "sltt(chunk=4)", "sltt", "sltt_k(1)"], ...] = (
+        "bptt",
+        "tbptt(4)",
+        "sltt(chunk=4)",
+        "sltt",
+        "sltt_k(1)",
+    )
     T: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     batch_size: int | None = None
     workdir: Path = Path("runs/cost")
@@ -52,15 +62,18 @@ class Costs:
 
 
 def cost(run: Run) -> dict:
-    """Bytes and operations of the update of a run."""
+    """Bytes, operations and seconds to compile of the update of a run."""
     experiment = build(run)
     key = jax.random.key(run.seed)
     state = jax.eval_shape(experiment.initial_state, key)
+    began = time.perf_counter()
     traced = jax.jit(experiment.update(), donate_argnums=0).trace(state, experiment.source.batch, key)
+    compiled = traced.lower().compile()
     return {
         "T": run.T,
-        "temp_bytes": temp_bytes(traced.lower().compile()),
+        "temp_bytes": temp_bytes(compiled),
         "flops": flops(traced, backward_share=run.k / run.T if run.rule == "sltt_k" else 1.0),
+        "compile_seconds": time.perf_counter() - began,
     }
 
 
@@ -76,16 +89,20 @@ def main() -> int:
     few = {"batch_size": batch_size, "train_samples": batch_size, "test_samples": 1, "made": True}
     base = {**vars(preset), **few}
     jobs = []
-    for name, rule in RULES.items():
+    for name in costs.rules:
+        rule = RULES[name]
         needs = max(v for v in (1, *rule.values()) if isinstance(v, int))
         jobs += [(name, Run(**{**base, "T": T, "k": 1, **rule})) for T in costs.T if T >= needs]
-    rows = {name: [] for name in RULES}
+    rows = {name: [] for name in costs.rules}
     for name, run in tqdm(jobs, unit="program"):
         rows[name].append(cost(run))
     write_json(costs.workdir / "cost.json", {"preset": costs.preset, "batch_size": batch_size, "rules": rows})
     plot_memory(rows, costs.workdir / "memory.png", title=f"{costs.preset}, batch {batch_size}")
     for name, points in rows.items():
-        print(f"{name:15}", *(f"T={p['T']}: {p['temp_bytes'] / 2**20:.2f} MiB" for p in points), sep="  ")
+        cells = (
+            f"T={p['T']}: {p['temp_bytes'] / 2**20:.2f} MiB, {p['compile_seconds']:.1f} s" for p in points
+        )
+        print(f"{name:15}", *cells, sep="  ")
     print(f"files  {costs.workdir}: cost.json, memory.png")
     return 0
 

@@ -9,6 +9,9 @@ import numpy as np
 from configs import Config
 
 from sltt_jax import data, training
+from sltt_jax.data import augment
+
+Loader = Callable[[Path, int], data.ArrayData]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,16 +23,15 @@ class Spec:
       classes: number of classes.
       load: `(directory, T) -> ArrayData`.
       events: samples are frames `[T, H, W, C]` of event counts, one a step; otherwise images.
-      mean, std: of pixels in 0..1, one a channel; None where the images come normalised.
+      pixels: mean and standard deviation of pixels in 0..1, one a channel; None where images come normalised.
       augmentation: of the training samples.
     """
 
     shape: tuple[int, int, int]
     classes: int
-    load: Callable[[Path, int], data.ArrayData]
+    load: Loader
     events: bool = False
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    pixels: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     augmentation: training.Augmentation | None = None
 
     def encoder(self, config: Config) -> training.Encoder:
@@ -37,7 +39,8 @@ class Spec:
         if self.events:
             encode = training.frames(augmentation=self.augmentation)
         else:
-            encode = training.images(config.T, mean=self.mean, std=self.std, augmentation=self.augmentation)
+            mean, std = self.pixels or (None, None)
+            encode = training.images(config.T, mean=mean, std=std, augmentation=self.augmentation)
         return training.flat(encode) if config.model == "mlp" else encode
 
     def make(self, T: int, *, train: int, test: int, seed: int) -> data.ArrayData:
@@ -54,7 +57,7 @@ class Spec:
             x = means[y] + rng.normal(size=(n, *shape)).astype(np.float32)
             if self.events:
                 return np.clip(np.floor(np.abs(x)), 0, 255).astype(np.uint8), y
-            return np.clip(128 + 40 * x, 0, 255).astype(np.uint8) if self.mean else x, y
+            return np.clip(128 + 40 * x, 0, 255).astype(np.uint8) if self.pixels else x, y
 
         return data.ArrayData(*split(train), *split(test), classes=self.classes)
 
@@ -64,8 +67,28 @@ def _digits(directory: Path, T: int) -> data.ArrayData:
     return data.load_digits()
 
 
+def _images(name: str) -> Loader:
+    def load(directory: Path, T: int) -> data.ArrayData:
+        del T  # the encoder repeats an image
+        return data.load_images(name, directory)
+
+    return load
+
+
+CIFAR10 = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # mean and std, as in the paper's code
+CIFAR100 = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+GREY = (0.0,), (1.0,)
+
 SPECS = {
     "digits": Spec((8, 8, 1), 10, _digits),
+    "mnist": Spec((28, 28, 1), 10, _images("mnist"), pixels=GREY),
+    "fashion_mnist": Spec((28, 28, 1), 10, _images("fashion_mnist"), pixels=GREY),
+    "cifar10": Spec((32, 32, 3), 10, _images("cifar10"), pixels=CIFAR10, augmentation=augment.cifar),
+    "cifar100": Spec((32, 32, 3), 100, _images("cifar100"), pixels=CIFAR100, augmentation=augment.cifar),
+    "imagenet": Spec((224, 224, 3), 1000, _images("imagenet2012"), pixels=IMAGENET),
+    "dvs_cifar10": Spec((48, 48, 2), 10, _images("dvs_cifar10"), events=True),
+    "dvs_gesture": Spec((128, 128, 2), 11, _images("dvs_gesture"), events=True),
 }
 
 

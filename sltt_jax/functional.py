@@ -8,6 +8,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from sltt_jax.layers import MEMBRANE
 from sltt_jax.rules import Apply
@@ -21,13 +22,13 @@ def init(model: nn.Module, key: jax.Array, x: jax.Array) -> tuple[PyTree, PyTree
     Args:
       model: the network.
       key: draws the parameters.
-      x: the input of one step, `[B, ...]`; only its shape and dtype matter.
+      x: the input of one step, `[B, ...]`; only its shape and dtype matter, and integers count as float32.
 
     Returns:
       `(params, state)`; the state is a dict of collections, its membranes at rest and of the batch size of
       `x`.
     """
-    variables = model.init(key, x[None], train=False, temporal_gradient=True)
+    variables = model.init(key, _floating(x)[None], train=False, temporal_gradient=True)
     params = variables.pop("params")
     return params, variables
 
@@ -46,6 +47,8 @@ def applier(
 ) -> Apply:
     """`apply(params, state, xs, *, temporal_gradient) -> (outputs, state)` of a network.
 
+    Integer inputs (event counts) become float32 here, a block at a time, and so never all at once.
+
     Args:
       model: the network.
       train: batch statistics and dropout as in training.
@@ -57,7 +60,7 @@ def applier(
     def apply(params, state, xs, *, temporal_gradient):
         outputs, changed = model.apply(
             {"params": params, **state},
-            xs,
+            _floating(xs),
             train=train,
             temporal_gradient=temporal_gradient,
             mutable=[*state, *record],
@@ -67,3 +70,7 @@ def applier(
         return (outputs, {name: changed[name] for name in record}) if record else outputs, state
 
     return apply
+
+
+def _floating(x):
+    return x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.integer) else x

@@ -93,5 +93,5 @@ def test_frame_encoder():
     x = np.random.default_rng(2).integers(0, 9, (4, 3, 6, 6, 2)).astype(np.uint16)
     got = training.frames(augmentation=augment.events)(x, None)
     np.testing.assert_array_equal(got, x.swapaxes(0, 1))
-    assert got.dtype == jnp.float32
+    assert got.dtype == jnp.uint16
     assert training.flat(training.frames())(x, None).shape == (3, 4, 72)

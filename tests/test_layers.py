@@ -156,7 +156,8 @@ def test_wrong_inputs_of_networks(model, shape, axes):
     with pytest.raises(ValueError, match=rf"\[{axes}\], got shape \(1, 3"):
         functional.init(model, jax.random.key(0), jnp.ones((*shape, 1)))
     with pytest.raises(ValueError, match="floating point inputs, got uint8"):
-        functional.init(model, jax.random.key(0), jnp.ones(shape, jnp.uint8))
+        kwargs = {"train": False, "temporal_gradient": False}
+        model.init(jax.random.key(0), jnp.ones((2, *shape), jnp.uint8), **kwargs)
 
 
 def test_membranes_at_rest():
@@ -168,3 +169,13 @@ def test_membranes_at_rest():
     assert v.shape == (8, 6, 6, 4) and (v == -1).all()
     assert (state["membrane"]["LIF_0"]["v"] != -1).any()
     jax.tree.map(np.testing.assert_array_equal, fresh["batch_stats"], state["batch_stats"])
+
+
+def test_event_counts_become_floating_point_a_block_at_a_time():
+    model = ConvNet((4,))
+    counts = jnp.asarray(np.random.default_rng(0).integers(0, 4, (3, 2, 6, 6, 2)), jnp.uint8)
+    params, state = functional.init(model, jax.random.key(0), counts[0])
+    apply = functional.applier(model)
+    got, _ = rules.run(apply, params, state, counts)
+    expected, _ = rules.run(apply, params, state, counts.astype(jnp.float32))
+    np.testing.assert_array_equal(got, expected)

@@ -45,12 +45,12 @@ def images(
 
 
 def frames(*, augmentation: Augmentation | None = None) -> Encoder:
-    """Event counts `[B, T, H, W, C]`: frame t at step t, float32."""
+    """Event counts `[B, T, H, W, C]`: frame t at step t, of the same type (the network's input is float32)."""
 
     def encode(x, key):
         if augmentation is not None and key is not None:
             x = augmentation(key, x)
-        return jnp.moveaxis(x, 1, 0).astype(jnp.float32)
+        return jnp.moveaxis(x, 1, 0)
 
     return encode
 
