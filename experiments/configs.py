@@ -125,6 +125,33 @@ def digits_mlp() -> Config:
     )  # fmt: skip
 
 
+def mnist() -> Config:
+    """MNIST, a convolutional network.
+
+    python experiments/train.py mnist
+    """
+    return Config("mnist", "mnist", T=4, epochs=3, batch_size=64, lr=0.05, weight_decay=5e-4, mse_weight=0.05)
+
+
+def fashion_mnist() -> Config:
+    """Fashion-MNIST, a convolutional network.
+
+    python experiments/train.py fashion_mnist
+    """
+    return dataclasses.replace(mnist(), preset="fashion_mnist", data="fashion_mnist", epochs=6)
+
+
+def nmnist() -> Config:
+    """N-MNIST, a convolutional network on ten frames of equal event number.
+
+    python experiments/train.py nmnist
+    """
+    return Config(
+        "nmnist", "nmnist", features=(32, 64, 128), T=10, epochs=30, batch_size=50,
+        dropout=0.1, lr=0.05, weight_decay=5e-4, mse_weight=0.05,
+    )  # fmt: skip
+
+
 def cifar10() -> Config:
     """CIFAR-10, ResNet-18 (Meng et al. 2023, table 1).
 
@@ -194,13 +221,10 @@ def imagenet_stage2() -> Config:
     )
 
 
-PRESETS = {
-    f.__name__: f
-    for f in (
-        digits, digits_mlp, cifar10, cifar100, dvs_cifar10, dvs_gesture, imagenet_stage1, imagenet_stage2,
-    )
-}  # fmt: skip
-
+DIGITS = digits, digits_mlp
+IMAGES = mnist, fashion_mnist, cifar10, cifar100, imagenet_stage1, imagenet_stage2
+EVENTS = nmnist, dvs_cifar10, dvs_gesture
+PRESETS = {preset.__name__: preset for preset in (*DIGITS, *IMAGES, *EVENTS)}
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +10,10 @@ import numpy as np
 from configs import Config
 
 from sltt_jax import data, training
-from sltt_jax.data import augment
+from sltt_jax.data.audio import load_fsdd
+from sltt_jax.data.augment import cifar, random_roll
+from sltt_jax.data.event_sets import load_cifar10_dvs, load_dvs_gesture, load_nmnist
+from sltt_jax.data.shd import load_shd
 
 Loader = Callable[[Path, int], data.ArrayData]
 
@@ -19,15 +23,15 @@ class Spec:
     """A data set.
 
     Attributes:
-      shape: of one step's input, `[H, W, C]`.
+      shape: of one step's input, `[H, W, C]` or `[features]`.
       classes: number of classes.
       load: `(directory, T) -> ArrayData`.
-      events: samples are frames `[T, H, W, C]` of event counts, one a step; otherwise images.
+      events: samples are event counts `[T, *shape]`, one frame a step; otherwise images.
       pixels: mean and standard deviation of pixels in 0..1, one a channel; None where images come normalised.
       augmentation: of the training samples.
     """
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     classes: int
     load: Loader
     events: bool = False
@@ -41,7 +45,7 @@ class Spec:
         else:
             mean, std = self.pixels or (None, None)
             encode = training.images(config.T, mean=mean, std=std, augmentation=self.augmentation)
-        return training.flat(encode) if config.model == "mlp" else encode
+        return training.flat(encode) if config.model == "mlp" and len(self.shape) == 3 else encode
 
     def make(self, T: int, *, train: int, test: int, seed: int) -> data.ArrayData:
         """Made-up samples of this form, for trying things out without the data.
@@ -70,7 +74,16 @@ def _digits(directory: Path, T: int) -> data.ArrayData:
 def _images(name: str) -> Loader:
     def load(directory: Path, T: int) -> data.ArrayData:
         del T  # the encoder repeats an image
-        return data.load_images(name, directory)
+        from sltt_jax.data.images import load_images  # imports tensorflow-datasets, which takes a second
+
+        return load_images(name, directory)
+
+    return load
+
+
+def _events(load_frames: Callable[..., data.ArrayData], folder: str) -> Loader:
+    def load(directory: Path, T: int) -> data.ArrayData:
+        return load_frames(directory / folder, steps=T, cache=directory / "cache")
 
     return load
 
@@ -84,11 +97,20 @@ SPECS = {
     "digits": Spec((8, 8, 1), 10, _digits),
     "mnist": Spec((28, 28, 1), 10, _images("mnist"), pixels=GREY),
     "fashion_mnist": Spec((28, 28, 1), 10, _images("fashion_mnist"), pixels=GREY),
-    "cifar10": Spec((32, 32, 3), 10, _images("cifar10"), pixels=CIFAR10, augmentation=augment.cifar),
-    "cifar100": Spec((32, 32, 3), 100, _images("cifar100"), pixels=CIFAR100, augmentation=augment.cifar),
+    "cifar10": Spec((32, 32, 3), 10, _images("cifar10"), pixels=CIFAR10, augmentation=cifar),
+    "cifar100": Spec((32, 32, 3), 100, _images("cifar100"), pixels=CIFAR100, augmentation=cifar),
     "imagenet": Spec((224, 224, 3), 1000, _images("imagenet2012"), pixels=IMAGENET),
-    "dvs_cifar10": Spec((48, 48, 2), 10, _images("dvs_cifar10"), events=True),
-    "dvs_gesture": Spec((128, 128, 2), 11, _images("dvs_gesture"), events=True),
+    "nmnist": Spec(
+        (34, 34, 2),
+        10,
+        _events(load_nmnist, "nmnist"),
+        events=True,
+        augmentation=partial(random_roll, pixels=2),
+    ),
+    "dvs_cifar10": Spec((48, 48, 2), 10, _events(load_cifar10_dvs, "cifar10_dvs"), events=True),
+    "dvs_gesture": Spec((128, 128, 2), 11, _events(load_dvs_gesture, "dvs_gesture"), events=True),
+    "fsdd": Spec((64,), 10, _events(load_fsdd, "fsdd"), events=True),
+    "shd": Spec((700,), 20, _events(load_shd, "shd"), events=True),
 }
 
 

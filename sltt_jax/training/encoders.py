@@ -45,7 +45,7 @@ def images(
 
 
 def frames(*, augmentation: Augmentation | None = None) -> Encoder:
-    """Event counts `[B, T, H, W, C]`: frame t at step t, of the same type (the network's input is float32)."""
+    """Event counts `[B, T, H, W, C]`: frame t at step t; the network makes them float32 at that step."""
 
     def encode(x, key):
         if augmentation is not None and key is not None:

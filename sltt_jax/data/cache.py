@@ -1,0 +1,75 @@
+"""Arrays that took long to make, kept on disk."""
+
+import hashlib
+import json
+import os
+import uuid
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# Part of every key: raise it when what is computed from the same files and options changes.
+VERSION = 1
+
+
+def cached(
+    folder: str | Path,
+    name: str,
+    options: dict[str, Any],
+    root: str | Path,
+    sources: Iterable[Path],
+    build: Callable[[], dict[str, np.ndarray]],
+) -> dict[str, np.ndarray]:
+    """The arrays of `build()`, from `folder` if they were made before with the same options and sources.
+
+    The cache is one `.npz` file. It gets its name only when all its bytes are on the disk, so a killed run
+    leaves none that is half written; a damaged one (the format holds checksums) is reported and made again.
+
+    Args:
+      folder: where the caches are kept; it is made.
+      name: of the file, before its key.
+      options: all that the arrays depend on besides the sources; plain values.
+      root: the folder that the names of the sources are relative to, so that a moved folder stays valid.
+      sources: the files the arrays are made of; their names, sizes and times of change are part of the key.
+      build: makes the arrays.
+
+    Raises:
+      OSError: the cache cannot be written; the error names it.
+    """
+    path = Path(folder) / f"{name}-{_key(name, options, Path(root), sources)}.npz"
+    if path.exists():
+        try:
+            with open(path, "rb") as file, np.load(file) as arrays:
+                return dict(arrays)
+        except Exception as error:  # damaged bytes can raise anything
+            warnings.warn(f"{path}: damaged cache, it is made again: {error}", stacklevel=2)
+    arrays = build()
+    _write(path, arrays)
+    return arrays
+
+
+def _key(name: str, options: dict[str, Any], root: Path, sources: Iterable[Path]) -> str:
+    files = [(p.relative_to(root).as_posix(), (s := p.stat()).st_size, s.st_mtime_ns) for p in sources]
+    text = json.dumps([VERSION, name, options, files], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _write(path: Path, arrays: dict[str, Any]) -> None:
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "xb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        size = sum(a.nbytes for a in arrays.values())
+        message = f"cannot write {size:,} bytes of cache: {error.strerror}"
+        raise OSError(error.errno, message, str(path)) from error
+    finally:
+        if temporary.exists():
+            temporary.unlink()

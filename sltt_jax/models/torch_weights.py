@@ -1,0 +1,223 @@
+"""Weights of the SLTT authors' PyTorch code, and back, without PyTorch.
+
+params, statistics = from_torch(model, read_checkpoint("checkpoint_max.pth"))
+state = {**state, **statistics}
+state_dict = to_torch(model, params, state)
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from sltt_jax import functional
+from sltt_jax.layers import BATCH_STATS
+from sltt_jax.models.nf_resnet import NFResNet
+from sltt_jax.models.resnet import ResNet
+from sltt_jax.models.torch_file import read_checkpoint
+from sltt_jax.models.vgg import VGG
+
+__all__ = ["from_torch", "read_checkpoint", "to_torch", "torch_name"]
+
+PyTree = Any
+Model = ResNet | VGG | NFResNet
+
+
+class _Names(NamedTuple):
+    """What the authors' code calls parts of a network."""
+
+    stem: str
+    readout: str
+    neuron: str
+    shortcut: str
+
+
+_NAMES = {
+    ResNet: _Names("conv1", "linear", "relu", "shortcut"),
+    NFResNet: _Names("conv1", "fc", "sn", "downsample"),
+    VGG: _Names("layer1.0", "classifier.1", "", ""),
+}
+_LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+_COUNTER = "num_batches_tracked"
+
+
+def from_torch(model: Model, state_dict: Mapping[str, np.ndarray]) -> tuple[PyTree, PyTree]:
+    """Parameters and batch statistics of a state dict of the same network.
+
+    The names are those of the authors' code; what DataParallel, torchvision and spikingjelly call the same
+    arrays is understood too. PyTorch's counters of batches are not used and may be missing.
+
+    Args:
+      model: a ResNet, VGG or NFResNet.
+      state_dict: arrays by name, in PyTorch's layouts.
+
+    Returns:
+      `(params, state)`, the arrays of `state_dict` in our layouts, their dtypes unchanged. The state holds
+      the running statistics (none of an NFResNet) and no membranes.
+
+    Raises:
+      TypeError: the authors' code has no such model.
+      ValueError: names are missing or unexpected, or shapes do not fit; the message lists all of them.
+    """
+    known = _names(model)
+    given = {name: np.asarray(x) for name, x in state_dict.items() if not name.endswith(_COUNTER)}
+    expected = _expected(model)
+    names = _rename(known, list(given), list(expected))
+    arrays = {names[name]: x for name, x in given.items()}
+    stem = f"{known.stem}.weight"
+    if stem in arrays and arrays[stem].ndim == 4:
+        # The input channels are the one number that a model does not say of itself.
+        path, (features, _, *window) = expected[stem]
+        expected[stem] = path, (features, arrays[stem].shape[1], *window)
+    wrong = {
+        "missing": [name for name in expected if name not in arrays],
+        "unexpected": [name for name in given if names[name] not in expected],
+        "misshapen": [
+            f"{name} is {arrays[name].shape}, not {shape}"
+            for name, (_, shape) in expected.items()
+            if name in arrays and arrays[name].shape != shape
+        ],
+    }
+    if any(wrong.values()):
+        lines = [f"  {what}: {', '.join(found)}" for what, found in wrong.items() if found]
+        raise ValueError("\n".join([f"the state dict does not fit {_describe(model)}", *lines]))
+    flat = {path: _from_layout(model, path, arrays[name]) for name, (path, _) in expected.items()}
+    variables = unflatten_dict({path: np.array(x, order="C") for path, x in flat.items()})
+    return variables.pop("params"), variables
+
+
+def to_torch(model: Model, params: PyTree, state: PyTree) -> dict[str, np.ndarray]:
+    """The state dict of a network in the names and layouts of the authors' code.
+
+    `net.load_state_dict({k: torch.from_numpy(x) for k, x in to_torch(...).items()})` takes it strictly.
+
+    Args:
+      model: a ResNet, VGG or NFResNet.
+      params: its parameters, or anything of the same structure and shapes, such as a gradient.
+      state: its state, of which the batch statistics are used; without any ({}) there will be none.
+
+    Returns:
+      Arrays by name, each with memory of its own. The counters of batches, which neither code uses, are 0.
+
+    Raises:
+      TypeError: the authors' code has no such model.
+    """
+    variables = {"params": params, BATCH_STATS: state.get(BATCH_STATS, {})}
+    result = {}
+    for path, x in _flatten(variables).items():
+        name = torch_name(model, path[1:])
+        result[name] = np.array(_to_layout(model, path, np.asarray(x)), order="C")
+        if path[-1] == "var":
+            result[f"{name.rpartition('.')[0]}.{_COUNTER}"] = np.array(0)
+    return result
+
+
+def torch_name(model: Model, path: Sequence[str]) -> str:
+    """What the authors' code calls the variable at `path`.
+
+    `("layer1_0", "conv1", "kernel")` is layer1.0.conv1.weight; a membrane or firing rate has the name of its
+    neuron.
+
+    Raises:
+      TypeError: the authors' code has no such model.
+    """
+    known = _names(model)
+    *modules, leaf = path
+    if not isinstance(model, VGG):
+        modules = [re.sub(r"^lif(\d)$", rf"{known.neuron}\1", m.replace("_", ".")) for m in modules]
+    elif match := re.fullmatch(r"(conv|bn|lif)(\d)_(\d)", modules[0]):
+        # The modules of a stage are convolution, norm, neuron, dropout, convolution, ...
+        kind, stage, i = match.groups()
+        modules = [f"layer{stage}", str(4 * (int(i) - 1) + ("conv", "bn", "lif").index(kind))]
+    else:
+        modules = [known.readout]
+    return ".".join(modules if leaf in ("v", "rate") else [*modules, _LEAVES.get(leaf, leaf)])
+
+
+def _names(model):
+    if type(model) not in _NAMES:
+        raise TypeError(f"the authors' code has no {type(model).__name__}; it has ResNet, VGG and NFResNet")
+    return _NAMES[type(model)]
+
+
+def _describe(model):
+    fields = ("blocks", "convs", "bottleneck", "classes", "width")
+    shown = ", ".join(f"{name}={getattr(model, name)}" for name in fields if hasattr(model, name))
+    return f"{type(model).__name__}({shown})"
+
+
+def _flatten(variables) -> dict[tuple[str, ...], Any]:
+    return flatten_dict(variables)  # pyright: ignore[reportReturnType]
+
+
+def _expected(model):
+    """`{PyTorch's name: ((collection, *path), PyTorch's shape)}` of a network with 3 input channels."""
+    # No shape depends on the size of the images; these are small enough for the one, large enough for the other.
+    side = 32 if isinstance(model, VGG) else 1
+    x = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    params, state = jax.eval_shape(partial(functional.init, model), jax.random.key(0), x)
+    expected = {}
+    for path, leaf in _flatten({"params": params, BATCH_STATS: state.get(BATCH_STATS, {})}).items():
+        shape = _to_layout(model, path, np.broadcast_to(np.float32(0), leaf.shape)).shape
+        expected[torch_name(model, path[1:])] = (path, shape)
+    return expected
+
+
+def _to_layout(model, path, x):
+    if path[-1] == "gain":
+        return x.reshape(-1, 1, 1, 1)
+    if path[-1] != "kernel":
+        return x
+    if x.ndim == 4:
+        return x.transpose(3, 2, 0, 1)
+    if isinstance(model, VGG):
+        # PyTorch flattens the 7x7 map channels first.
+        return x.reshape(7, 7, -1, x.shape[-1]).transpose(3, 2, 0, 1).reshape(x.shape[-1], -1)
+    return x.T
+
+
+def _from_layout(model, path, x):
+    if path[-1] == "gain":
+        return x.reshape(-1)
+    if path[-1] != "kernel":
+        return x
+    if x.ndim == 4:
+        return x.transpose(2, 3, 1, 0)
+    if isinstance(model, VGG):
+        return x.reshape(len(x), -1, 7, 7).transpose(2, 3, 1, 0).reshape(-1, len(x))
+    return x.T
+
+
+def _rename(known, names, expected):
+    """The authors' name of each of `names`; a name stays as it is where it has none or another has it.
+
+    Knows the prefix of DataParallel, the containers that spikingjelly wraps layers in, what others call
+    shortcuts and readouts, and the numbered "features" that torchvision and spikingjelly make VGGs of.
+    """
+    renamed = {name: re.sub(r"^(module\.)+", "", name) for name in names}
+    numbers = sorted({int(m[1]) for name in renamed.values() if (m := re.match(r"features\.(\d+)\.", name))})
+    stages = [re.match(r"layer(\d)\.(\d+)", name) for name in expected]
+    places = sorted({(int(m[1]), int(m[2])) for m in stages if m})
+    features = dict(zip(numbers, places, strict=True)) if len(numbers) == len(places) else {}
+
+    def alias(name):
+        name = re.sub(r"\b(conv\d|bn\d)\.0\.", r"\1.", name)
+        name = re.sub(r"\.(shortcut|downsample)(\.0)?\.", rf".{known.shortcut}.", name)
+        name = re.sub(r"^(fc|linear|classifier)(\.\d+)?\.", rf"{known.readout}.", name)
+        if (match := re.match(r"features\.(\d+)\.", name)) and int(match[1]) in features:
+            stage, i = features[int(match[1])]
+            name = f"layer{stage}.{i}.{name[match.end() :]}"
+        return name
+
+    taken = set(renamed.values())
+    for name, plain in renamed.items():
+        other = alias(plain)
+        if plain not in expected and other in expected and other not in taken:
+            renamed[name] = other
+            taken.add(other)
+    return renamed

@@ -1,0 +1,79 @@
+"""Spiking VGGs with batch normalisation and average pooling, as in the SLTT authors' code."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sltt_jax.layers import LIF, Conv, Dropout, StepBatchNorm, avg_pool, check_input
+from sltt_jax.models.initializers import kaiming_fan_out
+from sltt_jax.neurons import Neuron
+
+
+def adaptive_avg_pool(xs: jax.Array, size: int) -> jax.Array:
+    """Averages `[..., H, W, C]` to `[..., size, size, C]` as PyTorch's `AdaptiveAvgPool2d` does.
+
+    Output i along an axis of n entries is the mean of the entries `floor(i n / size)` up to, but not
+    including, `ceil((i + 1) n / size)`. The windows overlap where `size` does not divide n, and repeat
+    entries where n is smaller.
+    """
+
+    def means(n):
+        matrix = np.zeros((size, n))
+        for i in range(size):
+            window = slice(i * n // size, -(-(i + 1) * n // size))
+            matrix[i, window] = 1 / (window.stop - window.start)
+        return jnp.asarray(matrix, xs.dtype)
+
+    *_, height, width, _ = xs.shape
+    # A mean is not to be rounded to what matrix units multiply in by default.
+    return jnp.einsum("ih,jw,...hwc->...ijc", means(height), means(width), xs, precision="highest")
+
+
+class VGG(nn.Module):
+    """Conv 3x3 - StepBatchNorm - LIF - Dropout, layer by layer, with average pooling and one Dense readout.
+
+    `VGG11`, `VGG13`, `VGG16` and `VGG19` set `convs`. The last map is pooled to 7x7, whatever its size.
+
+    Attributes:
+      convs: convolutions before each of the five 2x2 poolings; they have 64, 128, 256, 512, 512 channels.
+      classes: units of the readout.
+      neuron: the parameters of all neurons; the paper uses `Neuron(tau=1.1)`.
+      dropout: share of spikes that are dropped, the same ones at every step.
+      width: multiplies all channels.
+
+    Raises:
+      ValueError: the images are smaller than 32 pixels a side.
+    """
+
+    convs: tuple[int, int, int, int, int]
+    classes: int = 10
+    neuron: Neuron = Neuron()
+    dropout: float = 0.0
+    width: float = 1.0
+
+    @nn.compact
+    def __call__(self, xs: jax.Array, *, train: bool, temporal_gradient: bool) -> jax.Array:
+        """Logits `[T, B, classes]` of inputs `[T, B, H, W, C]`."""
+        check_input(xs, "T B H W C")
+        if min(xs.shape[2:4]) < 32:
+            raise ValueError(f"five poolings need images of at least 32x32 pixels, got shape {xs.shape}")
+        conv = partial(Conv, kernel_size=(3, 3), padding=1, kernel_init=kaiming_fan_out)
+        for stage, (convs, channels) in enumerate(zip(self.convs, (64, 128, 256, 512, 512), strict=True), 1):
+            for i in range(1, convs + 1):
+                xs = conv(round(channels * self.width), name=f"conv{stage}_{i}")(xs)
+                xs = StepBatchNorm(name=f"bn{stage}_{i}")(xs, train=train)
+                xs = LIF(self.neuron, name=f"lif{stage}_{i}")(xs, temporal_gradient=temporal_gradient)
+                xs = Dropout(self.dropout, deterministic=not train)(xs)
+            xs = avg_pool(xs, 2)
+        xs = adaptive_avg_pool(xs, 7)
+        readout = nn.Dense(self.classes, kernel_init=nn.initializers.normal(0.01), name="classifier")
+        return readout(xs.reshape(*xs.shape[:2], -1))
+
+
+VGG11 = partial(VGG, convs=(1, 1, 2, 2, 2))
+VGG13 = partial(VGG, convs=(2, 2, 2, 2, 2))
+VGG16 = partial(VGG, convs=(2, 2, 3, 3, 3))
+VGG19 = partial(VGG, convs=(2, 2, 4, 4, 4))
