@@ -25,7 +25,7 @@ class Spec:
     Attributes:
       shape: of one step's input, `[H, W, C]` or `[features]`.
       classes: number of classes.
-      load: `(directory, T) -> ArrayData`.
+      load: `(directory, T) -> ArrayData`; None for what is streamed.
       events: samples are event counts `[T, *shape]`, one frame a step; otherwise images.
       pixels: mean and standard deviation of pixels in 0..1, one a channel; None where images come normalised.
       augmentation: of the training samples.
@@ -33,7 +33,7 @@ class Spec:
 
     shape: tuple[int, ...]
     classes: int
-    load: Loader
+    load: Loader | None
     events: bool = False
     pixels: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     augmentation: training.Augmentation | None = None
@@ -93,13 +93,15 @@ CIFAR100 = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GREY = (0.0,), (1.0,)
 
+WORKERS = 4  # processes that decode ImageNet, as many as the authors use
+
 SPECS = {
     "digits": Spec((8, 8, 1), 10, _digits),
     "mnist": Spec((28, 28, 1), 10, _images("mnist"), pixels=GREY),
     "fashion_mnist": Spec((28, 28, 1), 10, _images("fashion_mnist"), pixels=GREY),
     "cifar10": Spec((32, 32, 3), 10, _images("cifar10"), pixels=CIFAR10, augmentation=cifar),
     "cifar100": Spec((32, 32, 3), 100, _images("cifar100"), pixels=CIFAR100, augmentation=cifar),
-    "imagenet": Spec((224, 224, 3), 1000, _images("imagenet2012"), pixels=IMAGENET),
+    "imagenet": Spec((224, 224, 3), 1000, None, pixels=IMAGENET),
     "nmnist": Spec(
         (34, 34, 2),
         10,
@@ -133,16 +135,23 @@ class Source(NamedTuple):
 
 
 def open_source(config: Config, directory: Path, *, made: bool) -> Source:
-    """Loads the data of a configuration, or makes some of the same form.
+    """Opens the data of a configuration, or makes some of the same form.
 
     Raises:
-      ValueError: an unknown data set, or fewer samples than one batch.
+      ValueError: an unknown data set, fewer samples than one batch, a damaged file, or a number of samples of
+        a set that is streamed.
+      OSError: a file is missing or cannot be read.
     """
     if config.data not in SPECS:
         raise ValueError(f"unknown data set {config.data!r}; there are {', '.join(SPECS)}")
     spec = SPECS[config.data]
+    encode = spec.encoder(config)
     n_train, n_test = config.train_samples, config.test_samples
-    if made:
+    if not (made or spec.load):
+        if n_train or n_test:
+            raise ValueError("ImageNet is streamed whole: no --train-samples, --test-samples or --reduced")
+        return Source(spec.classes, encode, *_imagenet(config, directory))
+    if made or not spec.load:
         arrays = spec.make(config.T, train=n_train or 512, test=n_test or 256, seed=config.seed)
     else:
         arrays = spec.load(directory, config.T)
@@ -150,8 +159,23 @@ def open_source(config: Config, directory: Path, *, made: bool) -> Source:
     test_x, test_y = arrays.test_x[:n_test], arrays.test_y[:n_test]
     return Source(
         arrays.classes,
-        spec.encoder(config),
+        encode,
         data.ArrayBatches(train_x, train_y, config.batch_size, seed=config.seed),
         lambda: data.padded_batches(test_x, test_y, config.batch_size),
         {"x": train_x[: config.batch_size], "y": train_y[: config.batch_size]},
+    )
+
+
+def _imagenet(config: Config, directory: Path):
+    from sltt_jax.data.imagenet import SIZE, ImageStream, evaluation_batches
+    from sltt_jax.data.images import image_records
+
+    train, test = (image_records("imagenet2012", split, directory) for split in ("train", "validation"))
+    batch = data.Batch(
+        x=np.zeros((config.batch_size, SIZE, SIZE, 3), np.uint8), y=np.zeros(config.batch_size, np.int32)
+    )
+    return (
+        ImageStream(train, config.batch_size, seed=config.seed, workers=WORKERS),
+        lambda: evaluation_batches(test, config.batch_size, workers=WORKERS),
+        batch,
     )
