@@ -130,7 +130,7 @@ def mnist() -> Config:
 
     python experiments/train.py mnist
     """
-    return Config("mnist", "mnist", T=4, epochs=3, batch_size=64, lr=0.05, weight_decay=5e-4, mse_weight=0.05)
+    return Config("mnist", "mnist", T=4, epochs=5, batch_size=64, lr=0.1, weight_decay=1e-4, mse_weight=0.05)
 
 
 def fashion_mnist() -> Config:
@@ -147,7 +147,7 @@ def nmnist() -> Config:
     python experiments/train.py nmnist
     """
     return Config(
-        "nmnist", "nmnist", features=(32, 64, 128), T=10, epochs=30, batch_size=50,
+        "nmnist", "nmnist", features=(32, 64, 128), T=10, epochs=20, batch_size=50,
         dropout=0.1, lr=0.05, weight_decay=5e-4, mse_weight=0.05,
     )  # fmt: skip
 

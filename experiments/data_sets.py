@@ -11,7 +11,7 @@ from configs import Config
 
 from sltt_jax import data, training
 from sltt_jax.data.audio import load_fsdd
-from sltt_jax.data.augment import cifar, random_roll
+from sltt_jax.data.augment import cifar, random_crop, random_flip, random_roll
 from sltt_jax.data.event_sets import load_cifar10_dvs, load_dvs_gesture, load_nmnist
 from sltt_jax.data.shd import load_shd
 
@@ -97,8 +97,10 @@ WORKERS = 4  # processes that decode ImageNet, as many as the authors use
 
 SPECS = {
     "digits": Spec((8, 8, 1), 10, _digits),
-    "mnist": Spec((28, 28, 1), 10, _images("mnist"), pixels=GREY),
-    "fashion_mnist": Spec((28, 28, 1), 10, _images("fashion_mnist"), pixels=GREY),
+    "mnist": Spec(
+        (28, 28, 1), 10, _images("mnist"), pixels=GREY, augmentation=partial(random_crop, padding=2)
+    ),
+    "fashion_mnist": Spec((28, 28, 1), 10, _images("fashion_mnist"), pixels=GREY, augmentation=random_flip),
     "cifar10": Spec((32, 32, 3), 10, _images("cifar10"), pixels=CIFAR10, augmentation=cifar),
     "cifar100": Spec((32, 32, 3), 100, _images("cifar100"), pixels=CIFAR100, augmentation=cifar),
     "imagenet": Spec((224, 224, 3), 1000, None, pixels=IMAGENET),
