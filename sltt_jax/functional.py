@@ -10,8 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sltt_jax.blocks import Apply
 from sltt_jax.layers import MEMBRANE
-from sltt_jax.rules import Apply
 
 PyTree = Any
 

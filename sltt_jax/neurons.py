@@ -58,7 +58,7 @@ class Neuron:
         if isinstance(v_reset, int | float) and isinstance(v_threshold, int | float):
             if not v_reset < v_threshold:
                 raise ValueError(f"v_reset must be below v_threshold={v_threshold}, got {v_reset}")
-        if self.decay_input and tau == math.inf:
+        if self.decay_input and isinstance(tau, int | float) and tau == math.inf:
             raise ValueError("decay_input=True with tau=inf would multiply every input by 0")
 
     @property

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sltt_jax import rules
-from sltt_jax.rules import Apply, StepLoss
+from sltt_jax.blocks import Apply, time_steps
+from sltt_jax.rules import StepLoss
 
 
 def stream(rule: rules.Rule, apply: Apply, step_loss: StepLoss) -> Callable:
@@ -40,7 +41,7 @@ def stream(rule: rules.Rule, apply: Apply, step_loss: StepLoss) -> Callable:
         per_step = [np.asarray(x) for x in per_step]
         carry, losses, seen = None, [], 0
         for xs in blocks:
-            steps, due = rules.time_steps(xs), min(rule._size, T - seen)
+            steps, due = time_steps(xs), min(rule._size, T - seen)
             if steps != due:
                 raise ValueError(f"the block at step {seen} of T={T} must hold {due} steps, got {steps}")
             if carry is None:

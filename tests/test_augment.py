@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from sltt_jax import training
+from sltt_jax.blocks import Repeat
 from sltt_jax.data import augment
-from sltt_jax.rules import Repeat
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).integers(1, 256, (300, 6, 7, 2)).astype(np.uint8)

@@ -6,8 +6,9 @@ import pytest
 
 from sltt_jax import functional, losses
 from sltt_jax.analysis.flops import flops
+from sltt_jax.blocks import Repeat
 from sltt_jax.models import MLP, ConvNet
-from sltt_jax.rules import Repeat, bptt, sltt, sltt_k, tbptt
+from sltt_jax.rules import bptt, sltt, sltt_k, tbptt
 from sltt_jax.streaming import stream
 
 BATCH = 8

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sltt_jax import functional, rules
+from sltt_jax import functional
+from sltt_jax.blocks import run
 from sltt_jax.layers import FIRING_RATE, LIF, Conv, Dropout, StepBatchNorm, avg_pool, max_pool
 from sltt_jax.models import MLP, ConvNet
 from sltt_jax.neurons import Neuron, lif
@@ -121,16 +122,16 @@ class DropNet(nn.Module):
 
 def test_dropout_mask_is_one_for_all_steps_of_an_update():
     xs = jnp.ones((7, 20, 30))
-    run = lambda key, chunk: rules.run(functional.applier(DropNet(), key=key), {}, {}, xs, chunk=chunk)[0]
+    masked = lambda key, chunk: run(functional.applier(DropNet(), key=key), {}, {}, xs, chunk=chunk)[0]
     for chunk in (1, 3, 7):  # 3 leaves a shorter block
-        y = run(jax.random.key(0), chunk)
-        np.testing.assert_array_equal(y, run(jax.random.key(0), 1))
+        y = masked(jax.random.key(0), chunk)
+        np.testing.assert_array_equal(y, masked(jax.random.key(0), 1))
         assert (y == y[0]).all() and set(np.unique(y)) == {0, 2}
         assert 0.4 < (y[0] == 0).mean() < 0.6
     assert (y[0, 0] != y[0, 1]).any()  # a mask for every sample
-    assert (run(jax.random.key(1), 1) != y).any()
+    assert (masked(jax.random.key(1), 1) != y).any()
     off = functional.applier(DropNet(), train=False)
-    np.testing.assert_array_equal(rules.run(off, {}, {}, xs)[0], xs)
+    np.testing.assert_array_equal(run(off, {}, {}, xs)[0], xs)
 
 
 def test_pooling_of_blocks():
@@ -163,7 +164,7 @@ def test_wrong_inputs_of_networks(model, shape, axes):
 def test_membranes_at_rest():
     model = ConvNet((4,), neuron=Neuron(v_reset=-1.0))
     params, state = functional.init(model, jax.random.key(0), jnp.ones((3, 6, 6, 2)))
-    _, state = rules.run(functional.applier(model), params, state, jnp.ones((2, 3, 6, 6, 2)))
+    _, state = run(functional.applier(model), params, state, jnp.ones((2, 3, 6, 6, 2)))
     fresh = functional.at_rest(model, state, jnp.ones((8, 6, 6, 2)))
     v = fresh["membrane"]["LIF_0"]["v"]
     assert v.shape == (8, 6, 6, 4) and (v == -1).all()
@@ -176,6 +177,6 @@ def test_event_counts_become_floating_point_a_block_at_a_time():
     counts = jnp.asarray(np.random.default_rng(0).integers(0, 4, (3, 2, 6, 6, 2)), jnp.uint8)
     params, state = functional.init(model, jax.random.key(0), counts[0])
     apply = functional.applier(model)
-    got, _ = rules.run(apply, params, state, counts)
-    expected, _ = rules.run(apply, params, state, counts.astype(jnp.float32))
+    got, _ = run(apply, params, state, counts)
+    expected, _ = run(apply, params, state, counts.astype(jnp.float32))
     np.testing.assert_array_equal(got, expected)

@@ -7,9 +7,10 @@ import optax
 import pytest
 
 from sltt_jax import data, functional, losses, training
+from sltt_jax.blocks import Repeat, run
 from sltt_jax.models import MLP, ConvNet
 from sltt_jax.neurons import Neuron
-from sltt_jax.rules import Repeat, bptt, run, sltt, sltt_k
+from sltt_jax.rules import bptt, sltt, sltt_k
 
 LOSS = losses.classification(mse_weight=0.05)
 T = 3

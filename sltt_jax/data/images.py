@@ -21,6 +21,9 @@ except ModuleNotFoundError as error:
     ) from error
 
 
+_ANEW = "Delete the folder to have it prepared anew."
+
+
 @dataclasses.dataclass(frozen=True)
 class Records:
     """Random access to the records of one split; it can be pickled, for worker processes.
@@ -44,9 +47,6 @@ class Records:
             return self.source[index]
         except RuntimeError as error:  # of the ArrayRecord reader
             raise ValueError(f"{self.where}, record {index}: {error}. {_ANEW}") from error
-
-
-_ANEW = "Delete the folder to have it prepared anew."
 
 
 def image_records(name: str, split: str, data_dir: str | Path | None = None) -> Records:

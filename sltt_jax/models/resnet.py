@@ -82,9 +82,7 @@ class ResNet(nn.Module):
         xs = LIF(self.neuron, name="lif1")(xs, temporal_gradient=temporal_gradient)
         xs = avg_pool(xs, min(4, *xs.shape[2:4]))
         if xs.shape[2:4] != (1, 1):
-            raise ValueError(
-                f"the images are too large: 4x4 pooling leaves {xs.shape[2:4]} of them, not (1, 1)"
-            )
+            raise ValueError(f"the images are too large: pooling leaves {xs.shape[2:4]} of them, not (1, 1)")
         xs = Dropout(self.dropout, deterministic=not train)(xs[:, :, 0, 0])
         return nn.Dense(self.classes, kernel_init=torch_weight, name="linear")(xs)
 

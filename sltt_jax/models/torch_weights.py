@@ -157,7 +157,7 @@ def _flatten(variables) -> dict[tuple[str, ...], Any]:
 
 def _expected(model):
     """`{PyTorch's name: ((collection, *path), PyTorch's shape)}` of a network with 3 input channels."""
-    # No shape depends on the size of the images; these are small enough for the one, large enough for the other.
+    # No shape depends on the size of the images, but some take no large ones, and VGGs no small ones.
     side = 32 if isinstance(model, VGG) else 1
     x = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     params, state = jax.eval_shape(partial(functional.init, model), jax.random.key(0), x)

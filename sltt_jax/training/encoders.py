@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
+from sltt_jax.blocks import Repeat
 from sltt_jax.data import augment
-from sltt_jax.rules import Repeat
 
 Augmentation = Callable[[jax.Array, jax.Array], jax.Array]
 

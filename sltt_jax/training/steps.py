@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sltt_jax import functional, rules
+from sltt_jax import functional
+from sltt_jax.blocks import Repeat, run
 from sltt_jax.layers import FIRING_RATE, MEMBRANE
 from sltt_jax.rules import Rule, StepLoss
 from sltt_jax.training.encoders import Encoder
@@ -110,7 +111,7 @@ def make_evaluate(
     def evaluate(params: PyTree, variables: PyTree, batch: PyTree) -> Evaluation:
         inputs, y, mask = encode(batch["x"], None), batch["y"], batch["mask"]
         start = functional.at_rest(model, variables, _first_step(inputs))
-        (outputs, recorded), _ = rules.run(apply, params, start, inputs)
+        (outputs, recorded), _ = run(apply, params, start, inputs)
         losses = jax.vmap(jax.vmap(loss_of_one), (0, None))(outputs, y)
         right = jnp.cumsum(outputs, axis=0).argmax(-1) == y
         rates = jax.tree_util.tree_leaves_with_path(recorded[FIRING_RATE])
@@ -125,4 +126,4 @@ def make_evaluate(
 
 
 def _first_step(inputs):
-    return inputs.x if isinstance(inputs, rules.Repeat) else jax.tree.map(lambda x: x[0], inputs)
+    return inputs.x if isinstance(inputs, Repeat) else jax.tree.map(lambda x: x[0], inputs)

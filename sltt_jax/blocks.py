@@ -1,0 +1,146 @@
+"""Networks over blocks of time steps: what they are to the rules, their inputs, and the loop over the blocks.
+
+Everything here and in `rules.py` is written for a network as a pure function of C >= 1 consecutive steps,
+
+    outputs, state = apply(params, state, xs, temporal_gradient=...)        # xs, outputs: [C, B, ...]
+
+with inputs that are a pytree of arrays `[T, B, ...]`, or `Repeat(x, T)`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+
+
+class Apply(Protocol):
+    """A network as a pure function of a block of time steps; see the module's docstring."""
+
+    def __call__(
+        self, params: PyTree, state: PyTree, xs: PyTree, *, temporal_gradient: bool
+    ) -> tuple[PyTree, PyTree]: ...
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Repeat:
+    """An input that is the same at each of T steps, kept once: `x` is a pytree of arrays `[B, ...]`."""
+
+    x: PyTree
+    T: int = dataclasses.field(metadata={"static": True})
+
+
+def time_steps(inputs: PyTree) -> int:
+    """T of `inputs`.
+
+    Raises:
+      ValueError: there is no time axis, it is empty, or the arrays disagree about its length.
+    """
+    if isinstance(inputs, Repeat):
+        lengths = {inputs.T}
+    else:
+        leaves = jax.tree.leaves(inputs)
+        if not leaves or any(jnp.ndim(x) == 0 for x in leaves):
+            raise ValueError("inputs must be arrays [T, B, ...], got a scalar or nothing at all")
+        lengths = {len(x) for x in leaves}
+    if len(lengths) > 1:
+        raise ValueError(f"all inputs must have the same number of time steps, got {sorted(lengths)}")
+    T = lengths.pop()
+    if T < 1:
+        raise ValueError(f"inputs must have at least one time step, got T={T}")
+    return T
+
+
+def scan_blocks(step: Callable, carry: PyTree, inputs: PyTree, size: int, *per_step) -> tuple[PyTree, PyTree]:
+    """Runs `carry, ys = step(carry, (block, *per_step))` over blocks of `size` steps, in order.
+
+    The last block is shorter where `size` does not divide T. Blocks of a `Repeat` are made one at a time.
+
+    Args:
+      step: takes the carry and a tuple of a block of inputs `[C, B, ...]` and the same steps of `per_step`;
+        returns the new carry and a pytree of arrays `[C, ...]`.
+      carry: what goes from block to block.
+      inputs: `[T, B, ...]` or `Repeat`.
+      size: steps a block, 1..T.
+      *per_step: further arrays `[T, ...]`.
+
+    Returns:
+      The carry after the last block, and what the blocks returned, `[T, ...]`.
+    """
+    T = time_steps(inputs)
+    static = isinstance(inputs, Repeat)
+    xs = ((), *per_step) if static else (inputs, *per_step)
+
+    def run(carry, xs, length):
+        if static:
+            repeat = lambda x: jnp.broadcast_to(x, (length, *x.shape))
+            xs = (jax.tree.map(repeat, inputs.x), *xs[1:])
+        return step(carry, xs)
+
+    def part(start, length):
+        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, length), xs)
+
+    blocks, rest = divmod(T, size)
+    outs = []
+    # No reshape of the inputs to [blocks, size, ...]: XLA would make a copy of them all.
+    if blocks == 1:  # outside of a loop, so that the whole is a program without a while
+        carry, ys = run(carry, part(0, size), size)
+        outs.append(ys)
+    else:
+        if size == 1:
+            step_of = lambda c, x: run(c, jax.tree.map(lambda x: x[None], x), 1)
+            carry, ys = jax.lax.scan(step_of, carry, xs, length=T)
+        else:
+            block_of = lambda c, i: run(c, part(i * size, size), size)
+            carry, ys = jax.lax.scan(block_of, carry, jnp.arange(blocks))
+        outs.append(jax.tree.map(lambda y: y.reshape(blocks * size, *y.shape[2:]), ys))
+    if rest:
+        carry, ys = run(carry, part(blocks * size, rest), rest)
+        outs.append(ys)
+    return carry, outs[0] if len(outs) == 1 else jax.tree.map(lambda *y: jnp.concatenate(y), *outs)
+
+
+def run(
+    apply: Apply,
+    params: PyTree,
+    state: PyTree,
+    inputs: PyTree,
+    *,
+    chunk: int = 1,
+    temporal_gradient: bool = True,
+) -> tuple[PyTree, PyTree]:
+    """The forward pass alone.
+
+    Args:
+      apply, params, state, inputs: as for a rule.
+      chunk: steps that go through the network together, 1..T.
+      temporal_gradient: handed to `apply`, for those who differentiate this function.
+
+    Returns:
+      The outputs of all steps, `[T, B, ...]`, and the state after the last.
+    """
+    check_at_least_one("chunk", chunk)
+    check_at_most_T("chunk", chunk, time_steps(inputs))
+
+    def step(state, xs):
+        outputs, state = apply(params, state, xs[0], temporal_gradient=temporal_gradient)
+        return state, outputs
+
+    state, outputs = scan_blocks(step, state, inputs, chunk)
+    return outputs, state
+
+
+def check_at_least_one(name: str, value: int):
+    """Raises a ValueError unless `value` is a whole number >= 1."""
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
+
+
+def check_at_most_T(name: str, value: int, T: int):
+    """Raises a ValueError if `value` is more than the T time steps there are."""
+    if value > T:
+        raise ValueError(f"{name}={value} is more than the T={T} time steps of the inputs")
