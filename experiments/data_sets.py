@@ -50,15 +50,20 @@ class Spec:
     def make(self, T: int, *, train: int, test: int, seed: int) -> data.ArrayData:
         """Made-up samples of this form, for trying things out without the data.
 
-        Every class has a random picture (or film) of its own, seen through as much noise.
+        Every class has a random picture (or film) of its own, seen through as much noise. Both are coarse, as
+        real images are: a network's first average would leave nothing of white noise.
         """
         rng = np.random.default_rng(seed)
-        shape = (T, *self.shape) if self.events else self.shape
-        means = rng.normal(size=(self.classes, *shape)).astype(np.float32)
+        coarse = [-(-n // 8) for n in self.shape[:-1]] + [self.shape[-1]]
+        draw = lambda n: rng.normal(size=(n, *([T] if self.events else []), *coarse)).astype(np.float32)
+        pictures = draw(self.classes)
 
         def split(n):
             y = rng.integers(0, self.classes, n).astype(np.int32)
-            x = means[y] + rng.normal(size=(n, *shape)).astype(np.float32)
+            x = pictures[y] + draw(n)
+            if len(self.shape) == 3:
+                height, width, _ = self.shape
+                x = x.repeat(8, -3).repeat(8, -2)[..., :height, :width, :]
             if self.events:
                 return np.clip(np.floor(np.abs(x)), 0, 255).astype(np.uint8), y
             return np.clip(128 + 40 * x, 0, 255).astype(np.uint8) if self.pixels else x, y
