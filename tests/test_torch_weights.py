@@ -395,7 +395,6 @@ def tensor_archive(path, storage=None, offset=0, shape=(2, 3), strides=(3, 1), *
         {"byteorder": b"big"},
         {"data/0": b""},
     ],
-    ids=str,
 )
 def test_tensors_beyond_their_storage_are_refused(wrong, tmp_path):
     with pytest.raises(ValueError, match=r"x\.pth is not a checkpoint, or damaged"):
