@@ -2,7 +2,7 @@
 
     python experiments/compare_rules.py digits
 
-takes a minute and a half on two cores. Writes table.md, table.json and the run of every rule into the workdir.
+takes a minute and a half on two cores. Writes table.md, table.json and the run of every rule.
 """
 
 import dataclasses

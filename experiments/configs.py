@@ -209,12 +209,12 @@ def imagenet_stage1() -> Config:
 
 
 def imagenet_stage2() -> Config:
-    """ImageNet, the second stage: six time steps, from the parameters of the first (Meng et al. 2023, table
-    1).
+    """ImageNet, the second stage: six time steps, from the first's parameters (Meng et al. 2023, table 1).
 
     python experiments/train.py imagenet_stage2 --model nf_resnet34 --rule sltt_k --k 1
     Paper, NF-ResNet-34: sltt 66.19 %, 8.47 GB, 66.9 h; sltt_k(1) 66.17 %, 32.03 h; bptt 66.47 %, 28.41 GB,
     73.8 h.
+    Starting from those parameters is not built yet: a run starts from fresh ones.
     """
     return dataclasses.replace(
         imagenet_stage1(), preset="imagenet_stage2", T=6, k=2, window=2, epochs=30, lr=0.001, weight_decay=0.0
