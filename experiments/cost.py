@@ -10,7 +10,7 @@ import dataclasses
 import sys
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import tyro
@@ -21,7 +21,8 @@ from train import Run, build, fail, write_json
 
 from sltt_jax.analysis import flops, temp_bytes
 
-RULES = {
+RuleName = Literal["bptt", "tbptt(4)", "sltt(chunk=4)", "sltt", "sltt_k(1)"]
+RULES: dict[RuleName, dict] = {
     "bptt": {"rule": "bptt"},
     "tbptt(4)": {"rule": "tbptt", "window": 4},
     "sltt(chunk=4)": {"rule": "sltt", "chunk": 4},
@@ -43,13 +44,7 @@ class Costs:
     """
 
     preset: tyro.conf.Positional[str] = "digits"
-    rules: tuple[Literal["bptt", "tbptt(4)", "sltt(chunk=4)", "sltt", "sltt_k(1)"], ...] = (
-        "bptt",
-        "tbptt(4)",
-        "sltt(chunk=4)",
-        "sltt",
-        "sltt_k(1)",
-    )
+    rules: tuple[RuleName, ...] = get_args(RuleName)
     T: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     batch_size: int | None = None
     workdir: Path = Path("runs/cost")

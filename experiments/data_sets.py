@@ -127,18 +127,27 @@ class Source(NamedTuple):
     """Where a run takes its batches from.
 
     Attributes:
-      classes: number of classes.
       encode: how the network sees a batch.
       train: training batches.
       test: returns the test batches once through, with masks.
       batch: a batch of the training data, for shapes and types.
     """
 
-    classes: int
     encode: training.Encoder
     train: data.Batches
     test: Callable[[], Iterable[dict]]
     batch: data.Batch
+
+
+def spec(config: Config) -> Spec:
+    """The data set of a configuration.
+
+    Raises:
+      ValueError: there is none of that name.
+    """
+    if config.data not in SPECS:
+        raise ValueError(f"unknown data set {config.data!r}; there are {', '.join(SPECS)}")
+    return SPECS[config.data]
 
 
 def open_source(config: Config, directory: Path, *, made: bool) -> Source:
@@ -149,23 +158,20 @@ def open_source(config: Config, directory: Path, *, made: bool) -> Source:
         a set that is streamed.
       OSError: a file is missing or cannot be read.
     """
-    if config.data not in SPECS:
-        raise ValueError(f"unknown data set {config.data!r}; there are {', '.join(SPECS)}")
-    spec = SPECS[config.data]
-    encode = spec.encoder(config)
+    form = spec(config)
+    encode = form.encoder(config)
     n_train, n_test = config.train_samples, config.test_samples
-    if not (made or spec.load):
+    if not (made or form.load):
         if n_train or n_test:
             raise ValueError("ImageNet is streamed whole: no --train-samples, --test-samples or --reduced")
-        return Source(spec.classes, encode, *_imagenet(config, directory))
-    if made or not spec.load:
-        arrays = spec.make(config.T, train=n_train or 512, test=n_test or 256, seed=config.seed)
+        return Source(encode, *_imagenet(config, directory))
+    if made or not form.load:
+        arrays = form.make(config.T, train=n_train or 512, test=n_test or 256, seed=config.seed)
     else:
-        arrays = spec.load(directory, config.T)
+        arrays = form.load(directory, config.T)
     train_x, train_y = arrays.train_x[:n_train], arrays.train_y[:n_train]
     test_x, test_y = arrays.test_x[:n_test], arrays.test_y[:n_test]
     return Source(
-        arrays.classes,
         encode,
         data.ArrayBatches(train_x, train_y, config.batch_size, seed=config.seed),
         lambda: data.padded_batches(test_x, test_y, config.batch_size),

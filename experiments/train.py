@@ -86,7 +86,7 @@ def build(run: Run) -> Experiment:
     """
     if run.reduced:
         run = reduced(run)
-    model = make_model(run, data_sets.SPECS[run.data].classes if run.data in data_sets.SPECS else 1)
+    model = make_model(run, data_sets.spec(run).classes)
     step_loss = losses.classification(mse_weight=run.mse_weight, mse_target=run.mse_target)
     source = data_sets.open_source(run, run.data_dir, made=run.made)
     schedule = training.cosine_per_epoch(
@@ -106,6 +106,7 @@ def prepare(run: Run) -> Experiment:
       FileExistsError: the workdir holds a run, and neither `resume` nor `overwrite` is given.
       OSError: the data cannot be read, or the workdir cannot be written.
     """
+    check_workdir(run)
     experiment = build(run)
     prepare_workdir(experiment.run)
     return experiment
@@ -194,21 +195,26 @@ def results(records: list[dict]) -> dict:
     }
 
 
+def check_workdir(run: Run):
+    """Says whether the workdir fits `resume` and `overwrite`, before data is read and anything is written."""
+    found = (run.workdir / "config.json").exists()
+    if run.resume and not found:
+        raise FileNotFoundError(f"{run.workdir} holds no run to resume")
+    if found and not (run.resume or run.overwrite):
+        raise FileExistsError(f"{run.workdir} holds a run: --resume goes on with it, --overwrite starts anew")
+
+
 def prepare_workdir(run: Run):
-    """Makes the workdir ready and writes config.json, or says why it cannot be used."""
+    """Makes the workdir ready and writes config.json, or says why the run in it cannot be resumed."""
     path = run.workdir / "config.json"
     wanted = config_of(run)
-    if run.resume and path.exists():
+    if run.resume:
         found = json.loads(path.read_text())
         differs = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
         if differs:
             lines = (f"  {k}: {found.get(k)} in the workdir, {wanted.get(k)} now" for k in differs)
             raise ValueError("cannot resume a run of other settings:\n" + "\n".join(lines))
         return
-    if run.resume:
-        raise FileNotFoundError(f"{run.workdir} holds no run to resume")
-    if path.exists() and not run.overwrite:
-        raise FileExistsError(f"{run.workdir} holds a run: --resume goes on with it, --overwrite starts anew")
     run.workdir.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(run.workdir / training.CHECKPOINTS, ignore_errors=True)
     for name in (training.METRICS_FILE, "summary.json", "curves.png"):

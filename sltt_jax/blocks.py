@@ -55,6 +55,11 @@ def time_steps(inputs: PyTree) -> int:
     return T
 
 
+def first_step(inputs: PyTree) -> PyTree:
+    """The input of one step, a pytree of arrays `[B, ...]`, out of all of them."""
+    return inputs.x if isinstance(inputs, Repeat) else jax.tree.map(lambda x: x[0], inputs)
+
+
 def scan_blocks(step: Callable, carry: PyTree, inputs: PyTree, size: int, *per_step) -> tuple[PyTree, PyTree]:
     """Runs `carry, ys = step(carry, (block, *per_step))` over blocks of `size` steps, in order.
 

@@ -28,9 +28,9 @@ import jax.numpy as jnp
 from sltt_jax.blocks import (
     Apply,
     PyTree,
-    Repeat,
     check_at_least_one,
     check_at_most_T,
+    first_step,
     scan_blocks,
     time_steps,
 )
@@ -63,7 +63,7 @@ def _add_steps(total, outputs):
 
 def _zero_total(apply, params, state, inputs):
     """Zeros like the outputs of one step."""
-    one = inputs.x if isinstance(inputs, Repeat) else jax.tree.map(lambda x: x[0], inputs)
+    one = first_step(inputs)
     block = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *jnp.shape(x)), x.dtype), one)
     outputs, _ = jax.eval_shape(lambda *a: apply(*a, temporal_gradient=False), params, state, block)
     return jax.tree.map(lambda o: jnp.zeros(o.shape[1:], o.dtype), outputs)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from sltt_jax import functional
-from sltt_jax.blocks import Repeat, run
+from sltt_jax.blocks import first_step, run
 from sltt_jax.layers import FIRING_RATE, MEMBRANE
 from sltt_jax.rules import Rule, StepLoss
 from sltt_jax.training.encoders import Encoder
@@ -65,7 +65,7 @@ def init_state(
     x: jax.Array,
 ) -> TrainState:
     """A fresh training state; of the inputs `x` of a batch only shape and dtype matter."""
-    params, variables = functional.init(model, key, _first_step(encode(x, None)))
+    params, variables = functional.init(model, key, first_step(encode(x, None)))
     variables.pop(MEMBRANE, None)
     return TrainState(jnp.zeros((), jnp.int32), params, variables, optimizer.init(params))
 
@@ -87,7 +87,7 @@ def make_update(
         data_key, dropout_key, rule_key = jax.random.split(jax.random.fold_in(key, state.step), 3)
         inputs = encode(batch["x"], data_key)
         apply = functional.applier(model, train=True, key=dropout_key)
-        start = functional.at_rest(model, state.variables, _first_step(inputs))
+        start = functional.at_rest(model, state.variables, first_step(inputs))
         (loss, aux), grads = rule.value_and_grad(apply, step_loss)(
             state.params, start, inputs, batch["y"], rule_key
         )
@@ -110,7 +110,7 @@ def make_evaluate(
 
     def evaluate(params: PyTree, variables: PyTree, batch: PyTree) -> Evaluation:
         inputs, y, mask = encode(batch["x"], None), batch["y"], batch["mask"]
-        start = functional.at_rest(model, variables, _first_step(inputs))
+        start = functional.at_rest(model, variables, first_step(inputs))
         (outputs, recorded), _ = run(apply, params, start, inputs)
         losses = jax.vmap(jax.vmap(loss_of_one), (0, None))(outputs, y)
         right = jnp.cumsum(outputs, axis=0).argmax(-1) == y
@@ -123,7 +123,3 @@ def make_evaluate(
         )
 
     return evaluate
-
-
-def _first_step(inputs):
-    return inputs.x if isinstance(inputs, Repeat) else jax.tree.map(lambda x: x[0], inputs)
