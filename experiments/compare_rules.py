@@ -9,7 +9,9 @@ import dataclasses
 import sys
 
 import tyro
-from train import INTERRUPTED, fail, prepare, presets, train, write_json
+from train import fail, prepare, presets, stopped, train, write_json
+
+from sltt_jax.training import Stopped
 
 
 def variants(T: int) -> dict[str, dict]:
@@ -41,9 +43,8 @@ def main() -> int:
             rows[name] = train(experiment)
     except FloatingPointError as error:
         return fail(error)
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return INTERRUPTED
+    except Stopped as error:
+        return stopped(error)
     table = tabulate(rows)
     write_json(base.workdir / "table.json", rows)
     (base.workdir / "table.md").write_text(table + "\n")

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal, TypeVar
 
 import flax.linen as nn
+import jax.numpy as jnp
 import tyro
 
 from sltt_jax import models, rules, surrogate
@@ -34,6 +35,8 @@ class Config:
       data: data set, see data_sets.py.
       train_samples: training samples that are used; all by default.
       test_samples: likewise.
+      validation: share of the training samples that is kept from training, to select an epoch by.
+      preprocessing: of the frames of dvs_cifar10, "paper" as its authors trained on, see event_sets.py.
       model: the network.
       features: units or channels of the hidden layers, of mlp and convnet.
       width: multiplies the channels of the other networks.
@@ -57,6 +60,10 @@ class Config:
       lr: learning rate of the first epoch; a cosine takes it to 0.
       momentum: of sgd.
       weight_decay: on all parameters.
+      precision: of convolutions and matrix products; all else is float32.
+      sync_batch_stats: batch statistics over all devices, in place of each its own.
+      select: what the reported test accuracy is of: the last epoch, the best on the validation samples or, as
+        in the paper, the best on the test samples themselves.
       seed: of parameters, sample order, augmentation, dropout and SLTT-K.
     """
 
@@ -64,6 +71,8 @@ class Config:
     data: str
     train_samples: int | None = None
     test_samples: int | None = None
+    validation: float = 0.0
+    preprocessing: Literal["counts", "paper"] = "counts"
     model: Model = "convnet"
     features: tuple[int, ...] = (32, 64)
     width: float = 1.0
@@ -87,6 +96,9 @@ class Config:
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 0.0
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    sync_batch_stats: bool = False
+    select: Literal["last", "validation", "test"] = "last"
     seed: int = 0
 
     def __post_init__(self):
@@ -102,6 +114,14 @@ class Config:
         for name, rule in (("k", "sltt_k"), ("window", "tbptt"), ("chunk", "sltt"), ("chunk", "bptt")):
             if self.rule == rule and getattr(self, name) > self.T:
                 raise ValueError(f"{name}={getattr(self, name)} is more than the T={self.T} time steps")
+        if not 0 <= self.validation < 1:
+            raise ValueError(f"validation must be in 0..1, got {self.validation}")
+        if self.select == "validation" and not self.validation:
+            raise ValueError("select=validation needs a share of the training samples: --validation 0.1")
+        if self.preprocessing == "paper" and self.data != "dvs_cifar10":
+            raise ValueError(f"preprocessing=paper is for dvs_cifar10, got {self.data!r}")
+        if self.sync_batch_stats and self.model in ("mlp", *NF_RESNETS):
+            raise ValueError(f"{self.model} has no batch statistics to synchronise")
         if self.model in NF_RESNETS and self.dropout:
             raise ValueError(f"{self.model} has no dropout, got {self.dropout}")
 
@@ -214,7 +234,7 @@ def imagenet_stage2() -> Config:
     python experiments/train.py imagenet_stage2 --model nf_resnet34 --rule sltt_k --k 1
     Paper, NF-ResNet-34: sltt 66.19 %, 8.47 GB, 66.9 h; sltt_k(1) 66.17 %, 32.03 h; bptt 66.47 %, 28.41 GB,
     73.8 h.
-    Starting from those parameters is not built yet: a run starts from fresh ones.
+    With --init-from runs/imagenet_stage1, the workdir of the first stage.
     """
     return dataclasses.replace(
         imagenet_stage1(), preset="imagenet_stage2", T=6, k=2, window=2, epochs=30, lr=0.001, weight_decay=0.0
@@ -253,11 +273,14 @@ def make_rule(config: Config) -> Rule:
     return rules.sltt_k(config.k, draw=config.draw, scale=config.scale)
 
 
-def make_model(config: Config, classes: int) -> nn.Module:
-    """The network of a configuration."""
+def make_model(config: Config, classes: int, *, axis_name: str | None = None) -> nn.Module:
+    """The network of a configuration, of a `pmap` over `axis_name` if there is one."""
     spike = surrogate.SURROGATES[config.surrogate]()
     neuron = Neuron(tau=config.tau, v_threshold=config.v_threshold, surrogate=spike)
-    common = {"classes": classes, "neuron": neuron}
+    dtype = None if config.precision == "float32" else jnp.dtype(config.precision)
+    common = {"classes": classes, "neuron": neuron, "dtype": dtype}
+    if config.sync_batch_stats:
+        common["axis_name"] = axis_name
     if config.model in SMALL:
         return SMALL[config.model](features=config.features, dropout=config.dropout, **common)
     if config.model in NF_RESNETS:

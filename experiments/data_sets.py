@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from configs import Config
 
@@ -15,7 +16,7 @@ from sltt_jax.data.augment import cifar, random_crop, random_flip, random_roll
 from sltt_jax.data.event_sets import load_cifar10_dvs, load_dvs_gesture, load_nmnist
 from sltt_jax.data.shd import load_shd
 
-Loader = Callable[[Path, int], data.ArrayData]
+Loader = Callable[[Path, Config], data.ArrayData]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Spec:
     Attributes:
       shape: of one step's input, `[H, W, C]` or `[features]`.
       classes: number of classes.
-      load: `(directory, T) -> ArrayData`; None for what is streamed.
+      load: `(directory, config) -> ArrayData`; None for what is streamed.
       events: samples are event counts `[T, *shape]`, one frame a step; otherwise images.
       pixels: mean and standard deviation of pixels in 0..1, one a channel; None where images come normalised.
       augmentation: of the training samples.
@@ -41,7 +42,8 @@ class Spec:
     def encoder(self, config: Config) -> training.Encoder:
         """How a batch becomes the network's input of T steps."""
         if self.events:
-            encode = training.frames(augmentation=self.augmentation)
+            scale = 1 / 255 if config.preprocessing == "paper" else None
+            encode = training.frames(augmentation=self.augmentation, scale=scale)
         else:
             mean, std = self.pixels or (None, None)
             encode = training.images(config.T, mean=mean, std=std, augmentation=self.augmentation)
@@ -71,14 +73,14 @@ class Spec:
         return data.ArrayData(*split(train), *split(test), classes=self.classes)
 
 
-def _digits(directory: Path, T: int) -> data.ArrayData:
-    del directory, T  # they come with scikit-learn
+def _digits(directory: Path, config: Config) -> data.ArrayData:
+    del directory, config  # they come with scikit-learn
     return data.load_digits()
 
 
 def _images(name: str) -> Loader:
-    def load(directory: Path, T: int) -> data.ArrayData:
-        del T  # the encoder repeats an image
+    def load(directory: Path, config: Config) -> data.ArrayData:
+        del config
         from sltt_jax.data.images import load_images  # imports tensorflow-datasets, which takes a second
 
         return load_images(name, directory)
@@ -87,10 +89,19 @@ def _images(name: str) -> Loader:
 
 
 def _events(load_frames: Callable[..., data.ArrayData], folder: str) -> Loader:
-    def load(directory: Path, T: int) -> data.ArrayData:
-        return load_frames(directory / folder, steps=T, cache=directory / "cache")
+    def load(directory: Path, config: Config) -> data.ArrayData:
+        return load_frames(directory / folder, steps=config.T, cache=directory / "cache")
 
     return load
+
+
+def _cifar10_dvs(directory: Path, config: Config) -> data.ArrayData:
+    return load_cifar10_dvs(
+        directory / "cifar10_dvs",
+        steps=config.T,
+        preprocessing=config.preprocessing,
+        cache=directory / "cache",
+    )
 
 
 CIFAR10 = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # mean and std, as in the paper's code
@@ -116,7 +127,7 @@ SPECS = {
         events=True,
         augmentation=partial(random_roll, pixels=2),
     ),
-    "dvs_cifar10": Spec((48, 48, 2), 10, _events(load_cifar10_dvs, "cifar10_dvs"), events=True),
+    "dvs_cifar10": Spec((48, 48, 2), 10, _cifar10_dvs, events=True),
     "dvs_gesture": Spec((128, 128, 2), 11, _events(load_dvs_gesture, "dvs_gesture"), events=True),
     "fsdd": Spec((64,), 10, _events(load_fsdd, "fsdd"), events=True),
     "shd": Spec((700,), 20, _events(load_shd, "shd"), events=True),
@@ -124,18 +135,18 @@ SPECS = {
 
 
 class Source(NamedTuple):
-    """Where a run takes its batches from.
+    """Where a run takes its batches from; with several processes each has its part of every batch.
 
     Attributes:
       encode: how the network sees a batch.
       train: training batches.
-      test: returns the test batches once through, with masks.
-      batch: a batch of the training data, for shapes and types.
+      held_out: "test" and, if there is one, "validation": returns the batches once through, with masks.
+      batch: a batch of the training data over all processes, for shapes and types.
     """
 
     encode: training.Encoder
     train: data.Batches
-    test: Callable[[], Iterable[dict]]
+    held_out: dict[str, Callable[[], Iterable[dict]]]
     batch: data.Batch
 
 
@@ -160,35 +171,47 @@ def open_source(config: Config, directory: Path, *, made: bool) -> Source:
     """
     form = spec(config)
     encode = form.encoder(config)
-    n_train, n_test = config.train_samples, config.test_samples
+    mine = {"process": jax.process_index(), "processes": jax.process_count()}
+    n_train, n_test, B = config.train_samples, config.test_samples, config.batch_size
     if not (made or form.load):
         if n_train or n_test:
             raise ValueError("ImageNet is streamed whole: no --train-samples, --test-samples or --reduced")
-        return Source(encode, *_imagenet(config, directory))
+        return Source(encode, *_imagenet(config, directory, mine))
     if made or not form.load:
         arrays = form.make(config.T, train=n_train or 512, test=n_test or 256, seed=config.seed)
     else:
-        arrays = form.load(directory, config.T)
-    train_x, train_y = arrays.train_x[:n_train], arrays.train_y[:n_train]
-    test_x, test_y = arrays.test_x[:n_test], arrays.test_y[:n_test]
-    return Source(
-        encode,
-        data.ArrayBatches(train_x, train_y, config.batch_size, seed=config.seed),
-        lambda: data.padded_batches(test_x, test_y, config.batch_size),
-        {"x": train_x[: config.batch_size], "y": train_y[: config.batch_size]},
-    )
+        arrays = form.load(directory, config)
+    x, y = arrays.train_x[:n_train], arrays.train_y[:n_train]
+    parts = {"test": (arrays.test_x[:n_test], arrays.test_y[:n_test])}
+    kept, held = split_indices(len(x), config.validation, seed=config.seed)
+    if len(held):
+        parts = {"validation": (x[held], y[held]), **parts}
+        x, y = x[kept], y[kept]
+    train = data.ArrayBatches(x, y, B, seed=config.seed, **mine)
+    held_out = {name: partial(data.padded_batches, *part, B, **mine) for name, part in parts.items()}
+    return Source(encode, train, held_out, {"x": x[:B], "y": y[:B]})
 
 
-def _imagenet(config: Config, directory: Path):
-    from sltt_jax.data.imagenet import SIZE, ImageStream, evaluation_batches
+def split_indices(n: int, share: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers 0..n-1 in two parts, both in order; the second is a random `share` of them."""
+    order = np.random.default_rng([seed, 1]).permutation(n)
+    held = round(share * n)
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+def _imagenet(config: Config, directory: Path, mine: dict):
+    from sltt_jax.data.imagenet import SIZE, ImageStream, Subset, evaluation_batches
     from sltt_jax.data.images import image_records
 
     train, test = (image_records("imagenet2012", split, directory) for split in ("train", "validation"))
-    batch = data.Batch(
-        x=np.zeros((config.batch_size, SIZE, SIZE, 3), np.uint8), y=np.zeros(config.batch_size, np.int32)
-    )
+    parts, B = {"test": test}, config.batch_size
+    kept, held = split_indices(len(train), config.validation, seed=config.seed)
+    if len(held):
+        parts = {"validation": Subset(train, held), **parts}
+        train = Subset(train, kept)
+    batch = data.Batch(x=np.zeros((B, SIZE, SIZE, 3), np.uint8), y=np.zeros(B, np.int32))
     return (
-        ImageStream(train, config.batch_size, seed=config.seed, workers=WORKERS),
-        lambda: evaluation_batches(test, config.batch_size, workers=WORKERS),
+        ImageStream(train, B, seed=config.seed, workers=WORKERS, **mine),
+        {name: partial(evaluation_batches, part, B, workers=WORKERS, **mine) for name, part in parts.items()},
         batch,
     )

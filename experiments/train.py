@@ -3,113 +3,42 @@
     python experiments/train.py digits --rule sltt --T 6 --epochs 20 --workdir runs/digits
 
 takes half a minute on two cores and ends at a test accuracy of about 0.98. Writes into the workdir:
-config.json, metrics.jsonl (a line an epoch), summary.json, curves.png and the last checkpoint.
+config.json, metrics.jsonl (a line an epoch), summary.json, curves.png and checkpoints/. The same command goes
+on with a run that was stopped.
+
+On several hosts, each runs the same command with its own number (or `--coordinator auto` under Slurm):
+
+    python experiments/train.py cifar10 --coordinator HOST:PORT --num-processes 2 --process-id 0
 """
 
-import dataclasses
-import inspect
-import json
+import contextlib
 import platform
-import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
-from typing import NamedTuple
 
-import data_sets
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
-import optax
 import tyro
-from configs import PRESETS, Config, make_model, make_rule, reduced
-from data_sets import Source
 from plots import plot_curves
+from runs import (
+    CURVES,
+    SUMMARY,
+    TENSORBOARD,
+    Experiment,
+    Run,
+    build,
+    held_out_batches,
+    prepare,
+    presets,
+    training_batches,
+    write_json,
+)
 
-from sltt_jax import data, losses, rules, training
+from sltt_jax import training
 from sltt_jax.analysis import flops, temp_bytes
 
-INTERRUPTED = 130  # the exit status that shells give Ctrl-C
-
-
-@dataclasses.dataclass(frozen=True)
-class Run(Config):
-    """A configuration, and where and how it is run.
-
-    Attributes:
-      reduced: the recipe made small enough for two cores and a few minutes.
-      made: train on made-up data of the same form.
-      data_dir: directory of the data sets.
-      workdir: directory of all that the run writes.
-      resume: go on from the last checkpoint in the workdir.
-      overwrite: start anew in a workdir that holds a run.
-    """
-
-    reduced: bool = False
-    made: bool = False
-    data_dir: Path = Path("data")
-    workdir: Path = Path("runs/default")
-    resume: bool = False
-    overwrite: bool = False
-
-
-class Experiment(NamedTuple):
-    """A run whose settings were found good, with its data, network, rule and loss at hand."""
-
-    run: Run
-    source: Source
-    model: nn.Module
-    rule: rules.Rule
-    step_loss: rules.StepLoss
-    optimizer: optax.GradientTransformation
-
-    def initial_state(self, key: jax.Array) -> training.TrainState:
-        """The state before the first update."""
-        source, x = self.source, jnp.asarray(self.source.batch["x"])
-        init = jax.jit(training.init_state, static_argnums=(0, 1, 2))
-        return init(self.model, self.optimizer, source.encode, key, x)
-
-    def update(self) -> Callable:
-        """The update, to be compiled."""
-        return training.make_update(self.model, self.rule, self.step_loss, self.optimizer, self.source.encode)
-
-
-def build(run: Run) -> Experiment:
-    """Everything that a run is made of.
-
-    Raises:
-      ValueError: a setting that cannot be.
-      OSError: the data cannot be read.
-    """
-    if run.reduced:
-        run = reduced(run)
-    model = make_model(run, data_sets.spec(run).classes)
-    step_loss = losses.classification(mse_weight=run.mse_weight, mse_target=run.mse_target)
-    source = data_sets.open_source(run, run.data_dir, made=run.made)
-    schedule = training.cosine_per_epoch(
-        run.lr, epochs=run.epochs, steps_per_epoch=source.train.steps_per_epoch
-    )
-    optimizer = training.make_optimizer(
-        run.optimizer, schedule, weight_decay=run.weight_decay, momentum=run.momentum
-    )
-    return Experiment(run, source, model, make_rule(run), step_loss, optimizer)
-
-
-def prepare(run: Run) -> Experiment:
-    """Builds a run and makes its workdir ready, so that what cannot be is said before any long work.
-
-    Raises:
-      ValueError: a setting that cannot be, or `resume` with other settings than the run in the workdir.
-      FileExistsError: the workdir holds a run, and neither `resume` nor `overwrite` is given.
-      OSError: the data cannot be read, or the workdir cannot be written.
-    """
-    check_workdir(run)
-    experiment = build(run)
-    prepare_workdir(experiment.run)
-    return experiment
+__all__ = ["Experiment", "Run", "build", "fail", "prepare", "presets", "stopped", "train", "write_json"]
 
 
 def train(experiment: Experiment) -> dict:
@@ -117,49 +46,101 @@ def train(experiment: Experiment) -> dict:
 
     Raises:
       FloatingPointError: training diverged.
-      KeyboardInterrupt: after Ctrl-C; the summary of the epochs so far is written.
+      training.Stopped: after Ctrl-C or SIGTERM; the state and a summary of the epochs so far are written.
+      OSError: a checkpoint could not be written.
+      ValueError: the parameters to start from do not fit, or all checkpoints are damaged.
     """
-    run, source, rule = experiment.run, experiment.source, experiment.rule
-    init_key, key = jax.random.split(jax.random.key(run.seed))
-    state = experiment.initial_state(init_key)
+    run = experiment.run
+    state = experiment.initial_state(jax.random.key(run.seed))
+    like = {"params": state.params, "variables": state.variables}
+    if run.init_from is not None:
+        state = state._replace(**training.load_parts(run.init_from, like))
+    state, update, costs = compile_update(experiment, state)
+    summary = {**describe(experiment), **costs}
+    summary["parameters"] = sum(p.size for p in jax.tree.leaves(state.params))
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), like["params"])
 
-    began = time.perf_counter()
-    traced = jax.jit(experiment.update(), donate_argnums=0).trace(state, source.batch, key)
-    update = traced.lower().compile()
-    summary = {
-        **describe(run),
-        "compile_seconds": time.perf_counter() - began,
-        "temp_bytes": temp_bytes(update),
-        "flops_per_update": flops(traced, backward_share=run.k / run.T if run.rule == "sltt_k" else 1.0),
-        "parameters": sum(p.size for p in jax.tree.leaves(state.params)),
-    }
-    evaluate = jax.jit(training.make_evaluate(experiment.model, experiment.step_loss, source.encode))
-
-    records = training.read_metrics(run.workdir) if run.resume else []
+    first_process = jax.process_index() == 0
+    records = training.read_metrics(run.workdir)
     status = "failed"
     try:
-        for record in training.train_epochs(
-            state, update, evaluate, data.Prefetch(source.train), source.test,
-            epochs=run.epochs, key=key, workdir=run.workdir, resume=run.resume,
-        ):  # fmt: skip
-            records = [*records[: record["epoch"] - 1], record]
+        with contextlib.ExitStack() as stack:
+            log = stack.enter_context(event_files(run)) if first_process else lambda record: None
+            checkpoints = stack.enter_context(training.Checkpoints(run.workdir, keep=run.keep))
+            for record in training.train_epochs(
+                state, update, experiment.evaluate(), training_batches(experiment),
+                held_out_batches(experiment), epochs=run.epochs, checkpoints=checkpoints,
+                workdir=run.workdir, save_every=run.save_every, score=score(run),
+                stop=stack.enter_context(training.StopRequests()),
+            ):  # fmt: skip
+                records = [*records[: record["epoch"] - 1], record]
+                log(record)
         status = "finished"
-    except KeyboardInterrupt:
-        status = "interrupted"
+    except (KeyboardInterrupt, training.Stopped):
+        status = "stopped"
         raise
     except FloatingPointError:
         status = "diverged"
         raise
     finally:
-        summary |= {"status": status, **results(records)}
-        write_json(run.workdir / "summary.json", summary)
-        if records:
-            plot_curves(records, run.workdir / "curves.png", title=f"{run.preset}, {rule}, T={run.T}")
+        summary |= {"status": status, **results(records, run)}
+        if first_process:
+            write_json(run.workdir / SUMMARY, summary)
+            if records:
+                title = f"{run.preset}, {experiment.rule}, T={run.T}"
+                plot_curves(records, run.workdir / CURVES, title=title)
+    params = training.load_parts(run.workdir, {"params": like})["params"]
+    summary["parameters_sha256"] = training.sha256(params)
+    if first_process:
+        write_json(run.workdir / SUMMARY, summary)
     return summary
 
 
-def describe(run: Run) -> dict:
+def compile_update(experiment: Experiment, state: training.TrainState):
+    """The state on its devices, the compiled update, and what it costs."""
+    run, batch = experiment.run, experiment.source.batch
+    traced = jax.jit(experiment.update(), donate_argnums=0).trace(state, batch)
+    costs = {"flops_per_update": flops(traced, backward_share=run.k / run.T if run.rule == "sltt_k" else 1)}
+    began = time.perf_counter()
+    if not experiment.sharded:
+        update = compiled = traced.lower().compile()
+    else:
+        update = training.parallel(
+            experiment.update(training.AXIS), experiment.devices, arguments=1, donate=True
+        )
+        state = training.replicate(state, experiment.devices)
+        mine = jax.tree.map(lambda a: a[: len(a) // jax.process_count()], batch)
+        compiled = update.lower(state, experiment.put(mine)).compile()
+    costs |= {"compile_seconds": time.perf_counter() - began, "temp_bytes": temp_bytes(compiled)}
+    return state, update, costs
+
+
+def score(run: Run) -> str | None:
+    """The entry of the records that the best epoch is selected by."""
+    return None if run.select == "last" else f"{run.select}_accuracy"
+
+
+@contextlib.contextmanager
+def event_files(run: Run):
+    """A function that writes the numbers of a record for TensorBoard, or does nothing."""
+    if not run.tensorboard:
+        yield lambda record: None
+        return
+    from tensorboardX import SummaryWriter  # optional
+
+    with SummaryWriter(str(run.workdir / TENSORBOARD)) as writer:
+
+        def log(record):
+            for name, value in record.items():
+                if isinstance(value, float):
+                    writer.add_scalar(name, value, record["epoch"])
+
+        yield log
+
+
+def describe(experiment: Experiment) -> dict:
     """What was run, and on what; a setting that its rule does not have is null."""
+    run = experiment.run
     return {
         "preset": run.preset,
         "rule": run.rule,
@@ -167,124 +148,95 @@ def describe(run: Run) -> dict:
         "k": run.k if run.rule == "sltt_k" else None,
         "window": run.window if run.rule == "tbptt" else None,
         "chunk": run.chunk if run.rule in ("sltt", "bptt") else None,
+        "precision": run.precision,
         "seed": run.seed,
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "sltt-jax")},
         },
-        "device": jax.devices()[0].device_kind,
+        "device": experiment.devices[0].device_kind,
+        "devices": len(experiment.devices) * jax.process_count(),
+        "processes": jax.process_count(),
     }
 
 
-def results(records: list[dict]) -> dict:
+def results(records: list[dict], run: Run) -> dict:
     """What the summary says of the epochs that were trained; nothing of a run that ended before the first."""
     if not records:
         return {"epochs": 0}
-    last = records[-1]
+    last, by = records[-1], score(run)
+    selected = last if by is None else max(records, key=lambda r: (r[by], r["epoch"]))
+    samples_per_second = statistics.median(r["samples_per_second"] for r in records)
     return {
         "epochs": last["epoch"],
         "train_loss": last["train_loss"],
         "train_accuracy": last["train_accuracy"],
-        "test_loss": last["test_loss"],
-        "test_accuracy": last["test_accuracy"],
+        "select": run.select,
+        "selected_epoch": selected["epoch"],
+        **{k: selected[k] for k in ("validation_accuracy", "test_loss", "test_accuracy") if k in selected},
+        "test_accuracy_per_step": selected["test_accuracy_per_step"],
+        "last_test_accuracy": last["test_accuracy"],
         "best_test_accuracy": max(r["test_accuracy"] for r in records),
-        "test_accuracy_per_step": last["test_accuracy_per_step"],
-        "firing_rates": last["firing_rates"],
+        "firing_rates": selected["firing_rates"],
         "seconds_per_update": statistics.median(r["seconds_per_update"] for r in records),
-        "seconds": sum(r["seconds"] for r in records),
-    }
+        "samples_per_second": samples_per_second,
+        "sample_steps_per_second": samples_per_second * run.T,
+        **{name: sum(r[name] for r in records) for name in (
+            "data_seconds", "update_seconds", "evaluation_seconds", "seconds",
+        )},
+    }  # fmt: skip
 
 
-def check_workdir(run: Run):
-    """Says whether the workdir fits `resume` and `overwrite`, before data is read and anything is written."""
-    found = (run.workdir / "config.json").exists()
-    if run.resume and not found:
-        raise FileNotFoundError(f"{run.workdir} holds no run to resume")
-    if found and not (run.resume or run.overwrite):
-        raise FileExistsError(f"{run.workdir} holds a run: --resume goes on with it, --overwrite starts anew")
-
-
-def prepare_workdir(run: Run):
-    """Makes the workdir ready and writes config.json, or says why the run in it cannot be resumed."""
-    path = run.workdir / "config.json"
-    wanted = config_of(run)
-    if run.resume:
-        found = json.loads(path.read_text())
-        differs = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
-        if differs:
-            lines = (f"  {k}: {found.get(k)} in the workdir, {wanted.get(k)} now" for k in differs)
-            raise ValueError("cannot resume a run of other settings:\n" + "\n".join(lines))
-        return
-    run.workdir.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(run.workdir / training.CHECKPOINTS, ignore_errors=True)
-    for name in (training.METRICS_FILE, "summary.json", "curves.png"):
-        (run.workdir / name).unlink(missing_ok=True)
-    write_json(path, wanted)
-
-
-def config_of(run: Run) -> dict:
-    """The settings of a run without where it is run, as JSON has them."""
-    names = {field.name for field in dataclasses.fields(Config)} | {"made"}
-    return {
-        k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(run).items() if k in names
-    }
-
-
-def write_json(path: Path, content: dict):
-    """Writes a file that is either the old or the new one, whatever happens in between."""
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n")
-    unfinished.replace(path)
-
-
-def report(summary: dict, workdir: Path) -> str:
+def report(summary: dict, run: Run) -> str:
     """What a person wants to read at the end of a run."""
     rates = ", ".join(f"{name} {rate:.3f}" for name, rate in summary["firing_rates"].items())
     per_step = " ".join(f"{a:.4f}" for a in summary["test_accuracy_per_step"])
+    chosen = {
+        "last": "last epoch",
+        "validation": f"epoch {summary['selected_epoch']}, best on the validation samples",
+        "test": f"epoch {summary['selected_epoch']}, selected on the test samples themselves",
+    }[run.select]
     return f"""
-test accuracy        {summary["test_accuracy"]:.4f}   (best epoch {summary["best_test_accuracy"]:.4f})
+test accuracy        {summary["test_accuracy"]:.4f}   ({chosen}; best epoch {summary["best_test_accuracy"]:.4f})
   after t = 1..{summary["T"]}      {per_step}
 memory of an update  {summary["temp_bytes"] / 2**20:.2f} MiB of temporaries
 time of an update    {summary["seconds_per_update"] * 1e3:.1f} ms (median), compiled in {summary["compile_seconds"]:.1f} s
+throughput           {summary["samples_per_second"]:.0f} samples / s, {summary["sample_steps_per_second"]:.0f} sample-steps / s
+time in all          {summary["seconds"]:.1f} s: data {summary["data_seconds"]:.1f}, updates {summary["update_seconds"]:.1f}, evaluation {summary["evaluation_seconds"]:.1f}
 work of an update    {summary["flops_per_update"] / 1e9:.2f} GFLOP
 firing rates         {rates}
-files                {workdir}: summary.json, metrics.jsonl, curves.png, checkpoints"""  # noqa: E501
-
-
-def presets(prefix: str = "") -> dict[str, tuple[str, Run]]:
-    """The presets as tyro takes them: name, text and a run whose workdir has the name behind `prefix`."""
-    return {
-        name: (
-            inspect.getdoc(preset) or name,
-            Run(**vars(preset()), workdir=Path("runs") / (prefix + name)),
-        )
-        for name, preset in PRESETS.items()
-    }
+files                {run.workdir}: summary.json, metrics.jsonl, curves.png, checkpoints"""  # noqa: E501
 
 
 def main() -> int:
     try:
         run = tyro.extras.overridable_config_cli(presets(), description=__doc__)
+        if run.coordinator == "auto":
+            jax.distributed.initialize()
+        elif run.coordinator is not None:
+            jax.distributed.initialize(run.coordinator, run.num_processes, run.process_id)
         experiment = prepare(run)
     except (ValueError, OSError) as error:
         return fail(error)
     try:
         summary = train(experiment)
-    except FloatingPointError as error:
+    except (FloatingPointError, OSError, ValueError) as error:
         return fail(error)
-    except KeyboardInterrupt:
-        print(
-            f"\ninterrupted; {run.workdir / 'summary.json'} holds what there is, --resume goes on",
-            file=sys.stderr,
-        )
-        return INTERRUPTED
-    print(report(summary, run.workdir))
+    except training.Stopped as error:
+        return stopped(error)
+    if jax.process_index() == 0:
+        print(report(summary, experiment.run))
     return 0
 
 
 def fail(error: Exception) -> int:
     print(f"error: {error}", file=sys.stderr)
     return 1
+
+
+def stopped(error: training.Stopped) -> int:
+    print(f"\n{error}; the same command goes on", file=sys.stderr)
+    return 128 + error.signal
 
 
 if __name__ == "__main__":

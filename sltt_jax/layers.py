@@ -9,6 +9,7 @@ Every layer that needs to know is told how it is run: `train`, and `temporal_gra
 
 import math
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -38,6 +39,11 @@ def max_pool(xs: jax.Array, size: int) -> jax.Array:
     return nn.max_pool(xs, (size, size), (size, size))
 
 
+def at_least_float32(xs: jax.Array) -> jax.Array:
+    """`xs` in float32 if it is of half precision: for all that is not a convolution or matrix product."""
+    return xs.astype(jnp.promote_types(xs.dtype, jnp.float32))
+
+
 def check_input(xs: jax.Array, axes: str):
     """Raises a ValueError unless `xs` is floating point and has the named axes ("T B H W C")."""
     if xs.ndim != len(axes.split()):
@@ -62,10 +68,10 @@ class LIF(nn.Module):
     @nn.compact
     def __call__(self, xs: jax.Array, *, temporal_gradient: bool) -> jax.Array:
         """Spikes (0 or 1) of the currents `xs`, both `[T, B, ...]`."""
-        dtype = jnp.promote_types(xs.dtype, jnp.float32)
-        rest = jnp.asarray(self.neuron.v_rest, dtype)
+        currents = at_least_float32(xs)
+        rest = jnp.asarray(self.neuron.v_rest, currents.dtype)
         membrane = self.variable(MEMBRANE, "v", lambda: jnp.broadcast_to(rest, xs.shape[1:]))
-        v, spikes = lif(membrane.value, xs.astype(dtype), self.neuron, temporal_gradient=temporal_gradient)
+        v, spikes = lif(membrane.value, currents, self.neuron, temporal_gradient=temporal_gradient)
         if not self.is_initializing():
             membrane.value = v
             rate = spikes.mean(range(2, spikes.ndim))
@@ -83,40 +89,43 @@ class StepBatchNorm(nn.Module):
     Attributes:
       momentum: what the running statistics keep in a step; 0.9 is PyTorch's 0.1.
       epsilon: added to the variance.
+      axis_name: of a `pmap` over whose devices the statistics are taken in training; None: every device has
+        its own.
     """
 
     momentum: float = 0.9
     epsilon: float = 1e-5
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, xs: jax.Array, *, train: bool) -> jax.Array:
-        """Normalises `xs`, `[T, B, ..., C]`, over all but its first and last axis.
+        """Normalises `xs`, `[T, B, ..., C]`, over all but its first and last axis; at least in float32.
 
         Raises:
           ValueError: in training, a step holds a single value per channel, which has no variance.
         """
-        dtype = jnp.promote_types(xs.dtype, jnp.float32)
+        x = at_least_float32(xs)
         shape = xs.shape[-1:]
-        running_mean = self.variable(BATCH_STATS, "mean", jnp.zeros, shape, dtype)
-        running_var = self.variable(BATCH_STATS, "var", jnp.ones, shape, dtype)
+        running_mean = self.variable(BATCH_STATS, "mean", jnp.zeros, shape, x.dtype)
+        running_var = self.variable(BATCH_STATS, "var", jnp.ones, shape, x.dtype)
         scale = self.param("scale", nn.initializers.ones, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
-        x = xs.astype(dtype)
         if train:
             axes = tuple(range(1, x.ndim - 1))
-            n = x[0, ..., 0].size
+            synchronised = self.axis_name is not None and not self.is_initializing()
+            over_devices = lambda a: jax.lax.pmean(a, self.axis_name) if synchronised else a
+            n = x[0, ..., 0].size * (jax.lax.axis_size(self.axis_name) if synchronised else 1)
             if n < 2:
                 raise ValueError(f"batch statistics need two values a channel, got shape {xs.shape}")
-            mean = x.mean(axes, keepdims=True)
-            var = jnp.square(x - mean).mean(axes, keepdims=True)
+            mean = over_devices(x.mean(axes, keepdims=True))
+            var = over_devices(jnp.square(x - mean).mean(axes, keepdims=True))
             if not self.is_initializing():
                 move = partial(self._move, steps=len(x))
                 running_mean.value = move(running_mean.value, mean.reshape(-1, *shape))
                 running_var.value = move(running_var.value, var.reshape(-1, *shape) * (n / (n - 1)))
         else:
             mean, var = running_mean.value, running_var.value
-        y = (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
-        return y.astype(xs.dtype)
+        return (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
 
     def _move(self, running, batch, steps):
         """The running average after the statistics `batch`, `[steps, C]`, one step after the other."""
@@ -135,6 +144,7 @@ class ScaledWSConv(nn.Module):
       strides: of both axes.
       padding: zeros on every side.
       kernel_init: of the kernel before standardisation; gains start at 1 and biases at 0.
+      dtype: of the convolution alone; by default that of its operands.
     """
 
     features: int
@@ -142,17 +152,18 @@ class ScaledWSConv(nn.Module):
     strides: int = 1
     padding: int = 0
     kernel_init: nn.initializers.Initializer = nn.linear.default_kernel_init
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, xs: jax.Array) -> jax.Array:
-        """`[..., H, W, C]` to `[..., H', W', features]`."""
+        """`[..., H, W, C]` to `[..., H', W', features]`, at least in float32."""
         kernel = self.param("kernel", self.kernel_init, (*self.kernel_size, xs.shape[-1], self.features))
         gain = self.param("gain", nn.initializers.ones, (self.features,))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         fan_in = math.prod(kernel.shape[:-1])
         var, mean = kernel.var((0, 1, 2), ddof=1), kernel.mean((0, 1, 2))
         kernel = (kernel - mean) * (gain * jax.lax.rsqrt(var * fan_in + 1e-4))
-        xs, kernel, bias = promote_dtype(xs, kernel, bias)
+        xs, kernel = promote_dtype(xs, kernel, dtype=self.dtype)
         y = conv_general_dilated(
             xs.reshape(-1, *xs.shape[-3:]),
             kernel,
@@ -160,4 +171,4 @@ class ScaledWSConv(nn.Module):
             ((self.padding,) * 2,) * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return y.reshape(*xs.shape[:-3], *y.shape[1:]) + bias
+        return at_least_float32(y).reshape(*xs.shape[:-3], *y.shape[1:]) + bias

@@ -3,16 +3,18 @@
 import dataclasses
 import json
 import re
+import signal
 import sys
 
 import compare_rules
 import configs
 import cost
+import data_sets
 import jax
 import pytest
 import train
 
-from sltt_jax import data
+from sltt_jax import data, training
 
 
 @pytest.fixture
@@ -74,14 +76,71 @@ def test_train(small, monkeypatch, tmp_path, capsys):
         assert words in out.out
     assert "epoch 2  loss" in out.err  # the progress bar
 
-    # Once more: refused, then resumed (nothing is left to do), then refused with other settings.
-    assert call(train, monkeypatch, *QUICK, "--workdir", tmp_path) == 1
-    assert "holds a run: --resume" in capsys.readouterr().err
-    same = (*QUICK, "--rule", "sltt_k", "--k", 1, "--workdir", tmp_path, "--resume")
-    assert call(train, monkeypatch, *same) == 0
-    assert json.loads((tmp_path / "summary.json").read_text())["test_accuracy"] == summary["test_accuracy"]
+    # Once more: gone on with (nothing is left to do), refused with other settings, started anew with them.
+    same = (*QUICK, "--rule", "sltt_k", "--k", 1, "--workdir", tmp_path)
+    for resume in ((), ("--resume",)):
+        assert call(train, monkeypatch, *same, *resume) == 0
+        again = json.loads((tmp_path / "summary.json").read_text())
+        for name in ("test_accuracy", "parameters_sha256", "seconds"):
+            assert again[name] == summary[name]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+    capsys.readouterr()
     assert call(train, monkeypatch, *same, "--lr", 0.5) == 1
-    assert "lr: 0.002 in the workdir, 0.5 now" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "holds a run of other settings" in err and "lr: 0.002 in the workdir, 0.5 now" in err
+    assert call(train, monkeypatch, *same, "--lr", 0.005, "--overwrite") == 0
+    other = json.loads((tmp_path / "summary.json").read_text())
+    assert other["parameters_sha256"] != summary["parameters_sha256"] and other["epochs"] == 2
+
+
+def test_selection_on_validation_samples(small, monkeypatch, tmp_path, capsys):
+    args = (*QUICK, "--epochs", 4, "--lr", 0.02, "--workdir", tmp_path, "--tensorboard")
+    assert call(train, monkeypatch, *args, "--validation", 0.25, "--select", "validation") == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    best = max(lines, key=lambda line: (line["validation_accuracy"], line["epoch"]))
+    assert summary["selected_epoch"] == best["epoch"] and summary["select"] == "validation"
+    assert summary["test_accuracy"] == best["test_accuracy"]
+    assert summary["last_test_accuracy"] == lines[-1]["test_accuracy"]
+    assert "best on the validation samples" in capsys.readouterr().out
+    # 240 training samples less 60, in batches of 64: two updates and an evaluation an epoch.
+    kept = {int(p.name) for p in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {9, 12, 3 * best["epoch"]}
+    assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_validation_samples_are_not_trained_on():
+    kept, held = data_sets.split_indices(50, 0.2, seed=3)
+    assert len(held) == 10 and sorted([*kept, *held]) == list(range(50))
+    assert held.tolist() != list(range(10)) and len(data_sets.split_indices(50, 0.0, seed=3)[1]) == 0
+    other = data_sets.split_indices(50, 0.2, seed=4)[1]
+    assert held.tolist() != other.tolist()
+
+
+def test_starting_from_another_run(small, monkeypatch, tmp_path, capsys):
+    net = ("digits", "--features", 4, "--epochs", 1)
+    assert call(train, monkeypatch, *net, "--T", 1, "--workdir", tmp_path / "first") == 0
+    first = json.loads((tmp_path / "first" / "summary.json").read_text())
+    second = (*net, "--T", 2, "--lr", 1e-12, "--init-from", tmp_path / "first")
+    assert call(train, monkeypatch, *second, "--workdir", tmp_path / "second") == 0
+    fresh = (*net, "--T", 2, "--lr", 1e-12, "--workdir", tmp_path / "fresh")
+    assert call(train, monkeypatch, *fresh) == 0
+    parts = {
+        name: next(iter((tmp_path / name / "checkpoints").glob("[1-9]*")))
+        for name in ("first", "second", "fresh")
+    }
+    experiment = train.build(train.Run(**{**vars(configs.digits()), "features": (4,), "epochs": 1}))
+    like = {"params": jax.eval_shape(experiment.initial_state, jax.random.key(0)).params}
+    params = {name: jax.tree.leaves(training.load_parts(path, like)) for name, path in parts.items()}
+    distance = lambda a, b: max(float(abs(x - y).max()) for x, y in zip(params[a], params[b], strict=True))
+    assert distance("first", "second") < 1e-9 and distance("first", "fresh") > 0.01
+    capsys.readouterr()
+    wrong = ("digits", "--features", 5, "--epochs", 1, "--init-from", tmp_path / "first")
+    assert call(train, monkeypatch, *wrong, "--workdir", tmp_path / "wrong") == 1
+    assert "does not fit or is damaged" in capsys.readouterr().err and first["epochs"] == 1
+    missing = (*net, "--init-from", tmp_path / "nothing", "--workdir", tmp_path / "missing")
+    assert call(train, monkeypatch, *missing) == 1
+    assert "init_from: there is no" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -96,6 +155,14 @@ def test_train(small, monkeypatch, tmp_path, capsys):
         (("digits", "--lr", -1), "lr must be > 0, got -1"),
         (("digits", "--dropout", 1), "dropout must be in 0..1, got 1"),
         (("digits", "--resume"), "holds no run to resume"),
+        (("digits", "--resume", "--overwrite"), "resume and overwrite exclude each other"),
+        (("digits", "--devices", 99), "devices must be in 1.."),
+        (("digits", "--validation", 1.5), "validation must be in 0..1, got 1.5"),
+        (("digits", "--select", "validation"), "needs a share of the training samples"),
+        (("digits", "--preprocessing", "paper"), "preprocessing=paper is for dvs_cifar10"),
+        (("digits_mlp", "--sync-batch-stats"), "mlp has no batch statistics"),
+        (("digits", "--num-processes", 2), "need all of --coordinator"),
+        (("digits", "--coordinator", "host:1"), "need all of --coordinator"),
     ],
 )
 def test_bad_settings_are_said_before_anything_is_written(
@@ -129,27 +196,35 @@ def test_divergence(small, monkeypatch, tmp_path, capsys):
     args = ("digits", "--features", 4, "--T", 2, "--lr", 1e30, "--epochs", 2, "--workdir", tmp_path)
     assert call(train, monkeypatch, *args) == 1
     err = capsys.readouterr().err
-    assert "error: " in err and "training stopped, and the state after epoch 0 is kept" in err
+    assert "error: " in err and "training stopped, and the last good state is kept" in err
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["status"] == "diverged" and "test_accuracy" not in summary
 
 
-def test_ctrl_c_leaves_the_summary_so_far(small, monkeypatch, tmp_path, capsys):
-    def stop_in_the_second_epoch(*args, **kwargs):
-        epochs = train_epochs(*args, **kwargs)
-        yield next(epochs)
-        epochs.throw(KeyboardInterrupt)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_by_a_signal_and_gone_on_with(small, monkeypatch, tmp_path, capsys, number):
+    def asked_in_the_second_epoch(*args, **kwargs):
+        for record in train_epochs(*args, **kwargs):
+            yield record
+            signal.raise_signal(number)
 
+    before = signal.getsignal(number)
+    assert call(train, monkeypatch, *QUICK, "--workdir", tmp_path / "whole") == 0
     train_epochs = train.training.train_epochs
-    monkeypatch.setattr(train.training, "train_epochs", stop_in_the_second_epoch)
-    assert call(train, monkeypatch, *QUICK, "--workdir", tmp_path) == 130
-    assert "--resume goes on" in capsys.readouterr().err
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["status"] == "interrupted" and summary["epochs"] == 1 and summary["test_accuracy"] > 0
+    monkeypatch.setattr(train.training, "train_epochs", asked_in_the_second_epoch)
+    assert call(train, monkeypatch, *QUICK, "--workdir", tmp_path / "parts") == 128 + number
+    assert f"stopped by {number.name}; the same command goes on" in capsys.readouterr().err
+    summary = json.loads((tmp_path / "parts" / "summary.json").read_text())
+    assert summary["status"] == "stopped" and summary["epochs"] == 1 and summary["test_accuracy"] > 0
+    # Three updates and an evaluation an epoch; the request is obeyed after the first update of the second.
+    assert (tmp_path / "parts" / "checkpoints" / "5").is_dir()
+    assert signal.getsignal(number) == before
     monkeypatch.setattr(train.training, "train_epochs", train_epochs)
-    assert call(train, monkeypatch, *QUICK, "--workdir", tmp_path, "--resume") == 0
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["status"] == "finished" and summary["epochs"] == 2
+    assert call(train, monkeypatch, *QUICK, "--workdir", tmp_path / "parts") == 0
+    whole, parts = (json.loads((tmp_path / n / "summary.json").read_text()) for n in ("whole", "parts"))
+    assert parts["status"] == "finished"
+    for name in ("epochs", "parameters_sha256", "train_loss", "test_loss"):
+        assert parts[name] == whole[name]
 
 
 def test_compare_rules(small, monkeypatch, tmp_path, capsys):

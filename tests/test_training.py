@@ -1,3 +1,4 @@
+import contextlib
 import math
 
 import jax
@@ -64,10 +65,10 @@ def setup(rule, model=None, lr=0.1):
 def test_update_is_rule_then_optimizer():
     rule = sltt_k(2)
     model, optimizer, update, state, batch = setup(rule)
-    state, _ = update(state, batch, jax.random.key(1))
-    new, metrics = update(state, batch, jax.random.key(1))
-    assert int(new.step) == 2
-    _, dropout_key, rule_key = jax.random.split(jax.random.fold_in(jax.random.key(1), 1), 3)
+    state, _ = update(state, batch)
+    new, metrics = update(state, batch)
+    assert int(new.step) == 2 and new.key == state.key
+    _, dropout_key, rule_key = jax.random.split(jax.random.fold_in(state.key, 1), 3)
     start = functional.at_rest(model, state.variables, batch["x"])
     apply = functional.applier(model, key=dropout_key)
     f = jax.jit(rule.value_and_grad(apply, LOSS))
@@ -85,10 +86,9 @@ def test_update_is_rule_then_optimizer():
 
 def test_every_update_draws_anew_and_repeats_from_the_same_state():
     _, _, update, state, batch = setup(sltt(), lr=1e-12)  # parameters stay, so only dropout differs
-    key = jax.random.key(1)
-    one, first = update(state, batch, key)
-    _, second = update(one, batch, key)
-    _, again = update(state, batch, key)
+    one, first = update(state, batch)
+    _, second = update(one, batch)
+    _, again = update(state, batch)
     assert first.loss == again.loss and first.loss != second.loss
 
 
@@ -103,9 +103,9 @@ def test_evaluation_of_padded_batches_is_that_of_the_whole():
     apply = functional.applier(model, train=False, record=("firing_rate",))
     (outputs, recorded), _ = run(apply, state.params, start, Repeat(x, T))
     right = jnp.cumsum(outputs, 0).argmax(-1) == y
-    np.testing.assert_allclose(got["test_accuracy_per_step"], right.mean(1), rtol=1e-6)
-    assert got["test_accuracy"] == got["test_accuracy_per_step"][-1]
-    np.testing.assert_allclose(got["test_loss"], np.mean([LOSS(o, y) for o in outputs]), rtol=1e-5)
+    np.testing.assert_allclose(got["accuracy_per_step"], right.mean(1), rtol=1e-6)
+    assert got["accuracy"] == got["accuracy_per_step"][-1]
+    np.testing.assert_allclose(got["loss"], np.mean([LOSS(o, y) for o in outputs]), rtol=1e-5)
     assert set(got["firing_rates"]) == {"LIF_0", "LIF_1"}
     with pytest.raises(ValueError, match="no sample to evaluate"):
         training.evaluate_all(evaluate, state, [])
@@ -120,7 +120,7 @@ def tiny():
     return data.ArrayData(x[:30], y[:30], x[30:], y[30:], classes=2)
 
 
-def fit(workdir, epochs=3, rule=sltt_k(1), lr=0.1, resume=False, stop_after=None):  # noqa: B008
+def fit(workdir, epochs=3, rule=sltt_k(1), lr=0.1, stop_after=None, save_every=None):  # noqa: B008
     arrays = tiny()
     model = MLP((12,), classes=2, neuron=Neuron(tau=1.5), dropout=0.1)
     optimizer = training.make_optimizer("sgd", lr)
@@ -129,25 +129,25 @@ def fit(workdir, epochs=3, rule=sltt_k(1), lr=0.1, resume=False, stop_after=None
     update = jax.jit(training.make_update(model, rule, LOSS, optimizer, encode), donate_argnums=0)
     states = []
 
-    def watched(state, batch, key):
+    def watched(state, batch):
         if len(states) == stop_after:
             raise KeyboardInterrupt
-        out = update(state, batch, key)
+        out = update(state, batch)
         states.append(jax.device_get(out[0].params))
         return out
 
     evaluate = jax.jit(training.make_evaluate(model, LOSS, training.images(T)))
     workdir.mkdir(exist_ok=True)
     records = []
-    epochs_of = training.train_epochs(
-        state, watched, evaluate, data.Prefetch(data.ArrayBatches(arrays.train_x, arrays.train_y, 5, seed=0)),
-        lambda: data.padded_batches(arrays.test_x, arrays.test_y, 5),
-        epochs=epochs, key=jax.random.key(1), workdir=workdir, resume=resume,
-    )  # fmt: skip
-    try:
-        records.extend(epochs_of)
-    except KeyboardInterrupt:
-        pass
+    with contextlib.suppress(KeyboardInterrupt), training.Checkpoints(workdir) as checkpoints:
+        records.extend(
+            training.train_epochs(
+                state, watched, evaluate,
+                data.Prefetch(data.ArrayBatches(arrays.train_x, arrays.train_y, 5, seed=0)),
+                {"test": lambda: data.padded_batches(arrays.test_x, arrays.test_y, 5)},
+                epochs=epochs, checkpoints=checkpoints, workdir=workdir, save_every=save_every,
+            )
+        )  # fmt: skip
     return records, states
 
 
@@ -160,27 +160,39 @@ def test_training_learns_and_writes_what_it_yields(tmp_path):
     assert all(r["seconds_per_update"] > 0 for r in records)
 
 
-def test_interrupted_and_resumed_is_as_if_never_stopped(tmp_path):
+def untimed(records):
+    """Records without what a clock gave."""
+    timed = ("seconds", "per_second", "per_update")
+    return [{k: v for k, v in r.items() if not k.endswith(timed)} for r in records]
+
+
+@pytest.mark.parametrize(
+    ("save_every", "again"),
+    [
+        pytest.param(None, [2, 3], id="from the border of an epoch"),
+        pytest.param(2, [2, 3], id="from the middle of an epoch"),
+    ],
+)
+def test_interrupted_and_resumed_is_as_if_never_stopped(tmp_path, save_every, again):
     whole, states = fit(tmp_path / "whole")
-    before, _ = fit(tmp_path / "parts", stop_after=9)  # in the middle of the second epoch
+    before, _ = fit(tmp_path / "parts", stop_after=9, save_every=save_every)  # in the second epoch
     assert len(before) == 1
-    after, resumed = fit(tmp_path / "parts", resume=True)
-    assert [r["epoch"] for r in after] == [2, 3]
+    after, resumed = fit(tmp_path / "parts")
+    assert [r["epoch"] for r in after] == again
+    # Six updates an epoch: what was saved last came after 6 or after 8 updates.
+    assert len(resumed) == 18 - (8 if save_every else 6)
     jax.tree.map(np.testing.assert_array_equal, resumed[-1], states[-1])
-    strip = lambda rs: [{k: v for k, v in r.items() if not k.startswith("seconds")} for r in rs]
-    assert strip(training.read_metrics(tmp_path / "parts")) == strip(whole)
-    with pytest.raises(FileNotFoundError, match="no checkpoint to resume from"):
-        fit(tmp_path / "empty", resume=True)
+    assert untimed(training.read_metrics(tmp_path / "parts")) == untimed(whole)
 
 
 def test_divergence_stops_and_keeps_the_last_good_state(tmp_path):
     with pytest.raises(
-        FloatingPointError, match=r"(loss|grad_norm) is (nan|inf) in update \d of epoch 1: .* epoch 0 is kept"
+        FloatingPointError,
+        match=r"(loss|grad_norm) is (nan|inf) in update \d of epoch 1: .*last good state is",
     ):
         fit(tmp_path, lr=1e30, rule=bptt())
     assert training.read_metrics(tmp_path) == []
-    kept = tmp_path / training.CHECKPOINTS / "0"
-    assert kept.is_dir()
+    assert (tmp_path / training.CHECKPOINTS / "0").is_dir()
     # Training goes on from it with a learning rate that works.
-    records, _ = fit(tmp_path, resume=True)
+    records, _ = fit(tmp_path)
     assert [r["epoch"] for r in records] == [1, 2, 3]

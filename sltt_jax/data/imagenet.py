@@ -4,6 +4,7 @@ With worker processes, a script needs the guard `if __name__ == "__main__":`, si
 """
 
 import atexit
+import dataclasses
 import io
 import math
 import os
@@ -58,6 +59,20 @@ def resize_center_crop(image: Image.Image, resize: int = 256, size: int = SIZE) 
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = round((width - size) / 2), round((height - size) / 2)
     return image.crop((left, top, left + size, top + size))
+
+
+@dataclasses.dataclass(frozen=True)
+class Subset:
+    """Some of the records of a set, in the order of their numbers in `chosen`."""
+
+    records: Records
+    chosen: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.records[int(self.chosen[index])]
 
 
 class ImageStream:

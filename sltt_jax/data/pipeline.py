@@ -1,7 +1,7 @@
 """Batches for training: one protocol for arrays in memory and for streams from disk."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypedDict
 
 import jax
@@ -63,11 +63,9 @@ class ArrayBatches:
     ):
         if not 1 <= batch_size <= len(x):
             raise ValueError(f"batch_size must be in 1..{len(x)}, the number of samples, got {batch_size}")
-        if not 0 <= process < processes or batch_size % processes:
-            raise ValueError(f"process {process} of {processes} cannot have its part of {batch_size} samples")
         self._x, self._y, self._seed = x, y, seed
         self._batch_size = batch_size
-        self._part = slice(*(batch_size // processes * p for p in (process, process + 1)))
+        self._part = _part(batch_size, process, processes)
         self.steps_per_epoch = len(x) // batch_size
         self._epoch, self._next, self._order = -1, self.steps_per_epoch, np.arange(0)
 
@@ -95,13 +93,29 @@ class ArrayBatches:
             self._epoch, self._next = -1, self.steps_per_epoch
 
 
-def padded_batches(x: np.ndarray, y: np.ndarray, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    """All samples in order, once each; the last batch is filled up, and `mask` `[B]` tells which count."""
+def padded_batches(
+    x: np.ndarray, y: np.ndarray, batch_size: int, *, process: int = 0, processes: int = 1
+) -> Iterator[dict[str, np.ndarray]]:
+    """All samples in order, once each; the last batch is filled up, and `mask` `[B]` tells which count.
+
+    Args:
+      x, y: inputs `[N, ...]` and labels `[N]`.
+      batch_size: samples of one batch over all processes.
+      process, processes: the part of this process, `[B / processes, ...]` of every batch.
+    """
+    part = _part(batch_size, process, processes)
     for start in range(0, len(x), batch_size):
-        xs, ys = x[start : start + batch_size], y[start : start + batch_size]
-        missing = batch_size - len(xs)
+        xs, ys = x[start : start + batch_size][part], y[start : start + batch_size][part]
+        missing = batch_size // processes - len(xs)
         pad = lambda a: np.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1))  # noqa: B023
         yield {"x": pad(xs), "y": pad(ys), "mask": pad(np.ones(len(xs), np.float32))}
+
+
+def _part(batch_size, process, processes):
+    """The samples of a batch that a process takes."""
+    if not 0 <= process < processes or batch_size % processes:
+        raise ValueError(f"process {process} of {processes} cannot have its part of {batch_size} samples")
+    return slice(*(batch_size // processes * p for p in (process, process + 1)))
 
 
 class Prefetch:
@@ -112,12 +126,13 @@ class Prefetch:
     Args:
       batches: where they come from.
       size: batches ahead, >= 1.
+      put: puts a batch on the device, or its parts on several.
     """
 
-    def __init__(self, batches: Batches, size: int = 2):
+    def __init__(self, batches: Batches, size: int = 2, *, put: Callable[[Batch], Any] = jax.device_put):
         if size < 1:
             raise ValueError(f"size must be >= 1, got {size}")
-        self._batches, self._size = batches, size
+        self._batches, self._size, self._put = batches, size, put
         self.steps_per_epoch = batches.steps_per_epoch
         self.set_state(batches.get_state())
 
@@ -126,7 +141,7 @@ class Prefetch:
 
     def __next__(self) -> Batch:
         while len(self._ahead) < self._size:
-            batch = jax.device_put(next(self._batches))
+            batch = self._put(next(self._batches))
             self._ahead.append((batch, self._batches.get_state()))
         batch, self._state = self._ahead.popleft()
         return batch

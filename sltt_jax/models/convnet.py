@@ -1,9 +1,11 @@
 """Small convolutional spiking networks."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 
-from sltt_jax.layers import LIF, Conv, Dropout, StepBatchNorm, avg_pool, check_input
+from sltt_jax.layers import LIF, Conv, Dropout, StepBatchNorm, at_least_float32, avg_pool, check_input
 from sltt_jax.neurons import Neuron
 
 
@@ -16,6 +18,9 @@ class ConvNet(nn.Module):
       neuron: the parameters of all neurons.
       dropout: share of spikes that are dropped, the same ones at every step.
       norm: batch normalisation after every convolution; without it the convolutions have biases.
+      dtype: of convolutions and matrix products (jnp.bfloat16, jnp.float16); by default that of the inputs
+        and parameters. All else is at least float32.
+      axis_name: of a `pmap`, for batch statistics over all its devices; None: every device has its own.
     """
 
     features: tuple[int, ...] = (32, 64)
@@ -23,16 +28,19 @@ class ConvNet(nn.Module):
     neuron: Neuron = Neuron()
     dropout: float = 0.0
     norm: bool = True
+    dtype: Any = None
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, xs: jax.Array, *, train: bool, temporal_gradient: bool) -> jax.Array:
         """Logits `[T, B, classes]` of inputs `[T, B, H, W, C]`."""
         check_input(xs, "T B H W C")
         for n in self.features:
-            xs = Conv(n, (3, 3), padding=1, use_bias=not self.norm)(xs)
+            xs = Conv(n, (3, 3), padding=1, use_bias=not self.norm, dtype=self.dtype)(xs)
             if self.norm:
-                xs = StepBatchNorm()(xs, train=train)
+                xs = StepBatchNorm(axis_name=self.axis_name)(xs, train=train)
             xs = LIF(self.neuron)(xs, temporal_gradient=temporal_gradient)
             xs = Dropout(self.dropout, deterministic=not train)(xs)
             xs = avg_pool(xs, 2)
-        return nn.Dense(self.classes)(xs.reshape(*xs.shape[:2], -1))
+        readout = nn.Dense(self.classes, dtype=self.dtype)
+        return at_least_float32(readout(xs.reshape(*xs.shape[:2], -1)))

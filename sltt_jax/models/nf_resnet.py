@@ -6,12 +6,13 @@ block divides its input by the standard deviation that it is expected to have, a
 """
 
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sltt_jax.layers import LIF, ScaledWSConv, check_input
+from sltt_jax.layers import LIF, ScaledWSConv, at_least_float32, check_input
 from sltt_jax.models.initializers import kaiming_fan_out, torch_bias
 from sltt_jax.neurons import Neuron
 
@@ -51,6 +52,7 @@ class NFBlock(nn.Module):
       beta: expected standard deviation of the input.
       neuron: the parameters of all neurons.
       bottleneck: which of the two.
+      dtype: of the convolutions.
     """
 
     features: int
@@ -58,6 +60,7 @@ class NFBlock(nn.Module):
     beta: float
     neuron: Neuron
     bottleneck: bool
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, xs: jax.Array, *, temporal_gradient: bool) -> jax.Array:
@@ -68,8 +71,9 @@ class NFBlock(nn.Module):
 
         def conv(features, window, stride, name):
             return ScaledWSConv(
-                features, (window, window), stride, window // 2, kernel_init=kaiming_fan_out, name=name
-            )
+                features, (window, window), stride, window // 2,
+                kernel_init=kaiming_fan_out, dtype=self.dtype, name=name,
+            )  # fmt: skip
 
         n = self.features
         if self.bottleneck:
@@ -100,6 +104,8 @@ class NFResNet(nn.Module):
       classes: units of the readout.
       neuron: the parameters of all neurons; the paper uses `Neuron(tau=1.1)`.
       width: multiplies all channels.
+      dtype: of convolutions and matrix products (jnp.bfloat16, jnp.float16); by default that of the inputs
+        and parameters. All else is at least float32.
     """
 
     blocks: tuple[int, ...]
@@ -107,6 +113,7 @@ class NFResNet(nn.Module):
     classes: int = 1000
     neuron: Neuron = Neuron()
     width: float = 1.0
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, xs: jax.Array, *, train: bool, temporal_gradient: bool) -> jax.Array:
@@ -114,7 +121,8 @@ class NFResNet(nn.Module):
         del train
         check_input(xs, "T B H W C")
         stem = round(64 * self.width)
-        xs = ScaledWSConv(stem, (7, 7), 2, 3, kernel_init=kaiming_fan_out, name="conv1")(xs)
+        conv1 = ScaledWSConv(stem, (7, 7), 2, 3, kernel_init=kaiming_fan_out, dtype=self.dtype, name="conv1")
+        xs = conv1(xs)
         # The zeros of the border count, as in PyTorch.
         xs = nn.avg_pool(jnp.pad(xs, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2))
         # The first stage keeps height and width, and a basic block the channels as well.
@@ -124,11 +132,14 @@ class NFResNet(nn.Module):
                 stride = 2 if stage > 0 and i == 0 else 1
                 features = round(64 * 2**stage * self.width)
                 name = f"layer{stage + 1}_{i}"
-                block = NFBlock(features, stride, beta, self.neuron, self.bottleneck, name=name)
+                block = NFBlock(features, stride, beta, self.neuron, self.bottleneck, self.dtype, name=name)
                 xs = block(xs, temporal_gradient=temporal_gradient)
         xs = xs.mean((2, 3))
         bias_init = torch_bias(xs.shape[-1])
-        return nn.Dense(self.classes, kernel_init=nn.initializers.zeros, bias_init=bias_init, name="fc")(xs)
+        readout = nn.Dense(
+            self.classes, kernel_init=nn.initializers.zeros, bias_init=bias_init, dtype=self.dtype, name="fc"
+        )
+        return at_least_float32(readout(xs))
 
 
 NFResNet34 = partial(NFResNet, blocks=(3, 4, 6, 3), bottleneck=False)

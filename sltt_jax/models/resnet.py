@@ -1,11 +1,12 @@
 """Pre-activation spiking ResNets in their CIFAR form, as in the SLTT authors' code."""
 
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
 
-from sltt_jax.layers import LIF, Conv, Dropout, StepBatchNorm, avg_pool, check_input
+from sltt_jax.layers import LIF, Conv, Dropout, StepBatchNorm, at_least_float32, avg_pool, check_input
 from sltt_jax.models.initializers import kaiming_fan_out, torch_bias, torch_weight
 from sltt_jax.neurons import Neuron
 
@@ -18,27 +19,33 @@ class PreActBlock(nn.Module):
       stride: of the first convolution; the shortcut is a 1x1 convolution where the shape changes.
       neuron: the parameters of all neurons.
       dropout: share of the second LIF's spikes that are dropped.
+      dtype: of the convolutions.
+      axis_name: of a `pmap`, for batch statistics over all its devices.
     """
 
     features: int
     stride: int
     neuron: Neuron
     dropout: float
+    dtype: Any = None
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, xs: jax.Array, *, train: bool, temporal_gradient: bool) -> jax.Array:
         """`[T, B, H, W, C]` to `[T, B, ceil(H / stride), ceil(W / stride), features]`."""
         channels = xs.shape[-1]
-        xs = StepBatchNorm(name="bn1")(xs, train=train)
+        norm = partial(StepBatchNorm, axis_name=self.axis_name)
+        conv = partial(_conv, dtype=self.dtype)
+        xs = norm(name="bn1")(xs, train=train)
         spikes = LIF(self.neuron, name="lif1")(xs, temporal_gradient=temporal_gradient)
         shortcut = spikes
         if self.stride != 1 or channels != self.features:
-            shortcut = _conv(channels, self.features, 1, self.stride, name="shortcut")(spikes)
-        xs = _conv(channels, self.features, 3, self.stride, name="conv1")(spikes)
-        xs = StepBatchNorm(name="bn2")(xs, train=train)
+            shortcut = conv(channels, self.features, 1, self.stride, name="shortcut")(spikes)
+        xs = conv(channels, self.features, 3, self.stride, name="conv1")(spikes)
+        xs = norm(name="bn2")(xs, train=train)
         xs = LIF(self.neuron, name="lif2")(xs, temporal_gradient=temporal_gradient)
         xs = Dropout(self.dropout, deterministic=not train)(xs)
-        xs = _conv(self.features, self.features, 3, 1, name="conv2")(xs)
+        xs = conv(self.features, self.features, 3, 1, name="conv2")(xs)
         return xs + shortcut
 
 
@@ -55,6 +62,9 @@ class ResNet(nn.Module):
       neuron: the parameters of all neurons; the paper uses `Neuron(tau=1.1)`.
       dropout: share of spikes that are dropped, the same ones at every step.
       width: multiplies all channels.
+      dtype: of convolutions and matrix products (jnp.bfloat16, jnp.float16); by default that of the inputs
+        and parameters. All else is at least float32.
+      axis_name: of a `pmap`, for batch statistics over all its devices; None: every device has its own.
 
     Raises:
       ValueError: the images are larger than 56 pixels a side (with four stages).
@@ -65,29 +75,38 @@ class ResNet(nn.Module):
     neuron: Neuron = Neuron()
     dropout: float = 0.0
     width: float = 1.0
+    dtype: Any = None
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, xs: jax.Array, *, train: bool, temporal_gradient: bool) -> jax.Array:
         """Logits `[T, B, classes]` of inputs `[T, B, H, W, C]`."""
         check_input(xs, "T B H W C")
-        stem = round(64 * self.width)
-        xs = Conv(stem, (3, 3), padding=1, use_bias=False, kernel_init=kaiming_fan_out, name="conv1")(xs)
+        stem = Conv(
+            round(64 * self.width), (3, 3), padding=1, use_bias=False,
+            kernel_init=kaiming_fan_out, dtype=self.dtype, name="conv1",
+        )  # fmt: skip
+        xs = stem(xs)
         for stage, blocks in enumerate(self.blocks):
             for i in range(blocks):
                 stride = 2 if stage > 0 and i == 0 else 1
                 features = round(64 * 2**stage * self.width)
-                block = PreActBlock(features, stride, self.neuron, self.dropout, name=f"layer{stage + 1}_{i}")
+                block = PreActBlock(
+                    features, stride, self.neuron, self.dropout, self.dtype, self.axis_name,
+                    name=f"layer{stage + 1}_{i}",
+                )  # fmt: skip
                 xs = block(xs, train=train, temporal_gradient=temporal_gradient)
-        xs = StepBatchNorm(name="bn1")(xs, train=train)
+        xs = StepBatchNorm(axis_name=self.axis_name, name="bn1")(xs, train=train)
         xs = LIF(self.neuron, name="lif1")(xs, temporal_gradient=temporal_gradient)
         xs = avg_pool(xs, min(4, *xs.shape[2:4]))
         if xs.shape[2:4] != (1, 1):
             raise ValueError(f"the images are too large: pooling leaves {xs.shape[2:4]} of them, not (1, 1)")
         xs = Dropout(self.dropout, deterministic=not train)(xs[:, :, 0, 0])
-        return nn.Dense(self.classes, kernel_init=torch_weight, name="linear")(xs)
+        readout = nn.Dense(self.classes, kernel_init=torch_weight, dtype=self.dtype, name="linear")
+        return at_least_float32(readout(xs))
 
 
-def _conv(channels, features, window, stride, name):
+def _conv(channels, features, window, stride, *, dtype, name):
     return Conv(
         features,
         (window, window),
@@ -95,6 +114,7 @@ def _conv(channels, features, window, stride, name):
         padding=window // 2,
         kernel_init=kaiming_fan_out,
         bias_init=torch_bias(channels * window**2),
+        dtype=dtype,
         name=name,
     )
 

@@ -1,13 +1,14 @@
 """Spiking VGGs with batch normalisation and average pooling, as in the SLTT authors' code."""
 
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sltt_jax.layers import LIF, Conv, Dropout, StepBatchNorm, avg_pool, check_input
+from sltt_jax.layers import LIF, Conv, Dropout, StepBatchNorm, at_least_float32, avg_pool, check_input
 from sltt_jax.models.initializers import kaiming_fan_out
 from sltt_jax.neurons import Neuron
 
@@ -43,6 +44,9 @@ class VGG(nn.Module):
       neuron: the parameters of all neurons; the paper uses `Neuron(tau=1.1)`.
       dropout: share of spikes that are dropped, the same ones at every step.
       width: multiplies all channels.
+      dtype: of convolutions and matrix products (jnp.bfloat16, jnp.float16); by default that of the inputs
+        and parameters. All else is at least float32.
+      axis_name: of a `pmap`, for batch statistics over all its devices; None: every device has its own.
 
     Raises:
       ValueError: the images are smaller than 32 pixels a side.
@@ -53,6 +57,8 @@ class VGG(nn.Module):
     neuron: Neuron = Neuron()
     dropout: float = 0.0
     width: float = 1.0
+    dtype: Any = None
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, xs: jax.Array, *, train: bool, temporal_gradient: bool) -> jax.Array:
@@ -60,17 +66,18 @@ class VGG(nn.Module):
         check_input(xs, "T B H W C")
         if min(xs.shape[2:4]) < 32:
             raise ValueError(f"five poolings need images of at least 32x32 pixels, got shape {xs.shape}")
-        conv = partial(Conv, kernel_size=(3, 3), padding=1, kernel_init=kaiming_fan_out)
+        conv = partial(Conv, kernel_size=(3, 3), padding=1, kernel_init=kaiming_fan_out, dtype=self.dtype)
         for stage, (convs, channels) in enumerate(zip(self.convs, (64, 128, 256, 512, 512), strict=True), 1):
             for i in range(1, convs + 1):
                 xs = conv(round(channels * self.width), name=f"conv{stage}_{i}")(xs)
-                xs = StepBatchNorm(name=f"bn{stage}_{i}")(xs, train=train)
+                xs = StepBatchNorm(axis_name=self.axis_name, name=f"bn{stage}_{i}")(xs, train=train)
                 xs = LIF(self.neuron, name=f"lif{stage}_{i}")(xs, temporal_gradient=temporal_gradient)
                 xs = Dropout(self.dropout, deterministic=not train)(xs)
             xs = avg_pool(xs, 2)
         xs = adaptive_avg_pool(xs, 7)
-        readout = nn.Dense(self.classes, kernel_init=nn.initializers.normal(0.01), name="classifier")
-        return readout(xs.reshape(*xs.shape[:2], -1))
+        init = nn.initializers.normal(0.01)
+        readout = nn.Dense(self.classes, kernel_init=init, dtype=self.dtype, name="classifier")
+        return at_least_float32(readout(xs.reshape(*xs.shape[:2], -1)))
 
 
 VGG11 = partial(VGG, convs=(1, 1, 2, 2, 2))

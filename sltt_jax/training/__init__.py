@@ -1,8 +1,19 @@
 """Updates, evaluation and the training loop."""
 
+from sltt_jax.training.checkpoints import CHECKPOINTS, DAMAGED, Checkpoints, load_parts, sha256
 from sltt_jax.training.encoders import Augmentation, Encoder, flat, frames, images
-from sltt_jax.training.loop import CHECKPOINTS, METRICS_FILE, evaluate_all, read_metrics, train_epochs
+from sltt_jax.training.loop import METRICS_FILE, evaluate_all, read_metrics, train_epochs
+from sltt_jax.training.loss_scale import LossScale
 from sltt_jax.training.optimizers import OPTIMIZERS, cosine_per_epoch, make_optimizer
+from sltt_jax.training.parallel import (
+    AXIS,
+    check_divides,
+    check_replicated,
+    local_devices,
+    parallel,
+    replicate,
+    split,
+)
 from sltt_jax.training.steps import (
     Evaluation,
     Metrics,
@@ -11,25 +22,40 @@ from sltt_jax.training.steps import (
     make_evaluate,
     make_update,
 )
+from sltt_jax.training.stopping import Stopped, StopRequests
 
 __all__ = [
+    "AXIS",
     "CHECKPOINTS",
+    "DAMAGED",
     "METRICS_FILE",
     "OPTIMIZERS",
     "Augmentation",
+    "Checkpoints",
     "Encoder",
     "Evaluation",
+    "LossScale",
     "Metrics",
+    "StopRequests",
+    "Stopped",
     "TrainState",
+    "check_divides",
+    "check_replicated",
     "cosine_per_epoch",
     "evaluate_all",
     "flat",
     "frames",
     "images",
     "init_state",
+    "load_parts",
+    "local_devices",
     "make_evaluate",
     "make_optimizer",
     "make_update",
+    "parallel",
     "read_metrics",
+    "replicate",
+    "sha256",
+    "split",
     "train_epochs",
 ]

@@ -44,13 +44,19 @@ def images(
     return encode
 
 
-def frames(*, augmentation: Augmentation | None = None) -> Encoder:
-    """Event counts `[B, T, H, W, C]`: frame t at step t; the network makes them float32 at that step."""
+def frames(*, augmentation: Augmentation | None = None, scale: float | None = None) -> Encoder:
+    """Event counts `[B, T, H, W, C]`: frame t at step t; the network makes them float32 at that step.
+
+    Args:
+      augmentation: `(key, x) -> x`.
+      scale: multiplies them, and makes all of them float32 at once; None leaves them as they are.
+    """
 
     def encode(x, key):
         if augmentation is not None and key is not None:
             x = augmentation(key, x)
-        return jnp.moveaxis(x, 1, 0)
+        x = jnp.moveaxis(x, 1, 0)
+        return x if scale is None else scale * x.astype(jnp.float32)
 
     return encode
 

@@ -1,26 +1,28 @@
 """The training loop: epochs of updates, each ended by an evaluation, a line of metrics and a checkpoint."""
 
+import dataclasses
 import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from orbax.checkpoint import v1 as ocp
 from tqdm import tqdm
 
 from sltt_jax.data.pipeline import Batches
+from sltt_jax.training.checkpoints import CHECKPOINTS, Checkpoints
+from sltt_jax.training.parallel import check_replicated
 from sltt_jax.training.steps import Evaluation, TrainState
+from sltt_jax.training.stopping import Stopped, StopRequests
 
 PyTree = Any
 
 METRICS_FILE = "metrics.jsonl"
-CHECKPOINTS = "checkpoints"
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
@@ -40,24 +42,23 @@ def evaluate_all(
       batches: `{"x": [B, ...], "y": [B], "mask": [B]}`, from `padded_batches`.
 
     Returns:
-      `test_loss`, `test_accuracy` (argmax of the sum of outputs over all T steps), `test_accuracy_per_step`
-      (of the sum over the first t, t = 1..T) and `firing_rates` (spikes per neuron and step, for every
-      layer).
+      `loss`, `accuracy` (argmax of the sum of outputs over all T steps), `accuracy_per_step` (of the sum over
+      the first t, t = 1..T) and `firing_rates` (spikes per neuron and step, for every layer).
 
     Raises:
       ValueError: there is no sample.
     """
     total = None
     for batch in batches:
-        part = evaluate(state.params, state.variables, batch)
+        part = jax.device_get(evaluate(state.params, state.variables, batch))
         total = part if total is None else jax.tree.map(np.add, total, part)
     if total is None or not total.samples:
         raise ValueError("there is no sample to evaluate")
     n = float(total.samples)
     return {
-        "test_loss": float(total.loss) / n,
-        "test_accuracy": float(total.correct[-1]) / n,
-        "test_accuracy_per_step": [float(c) / n for c in total.correct],
+        "loss": float(total.loss) / n,
+        "accuracy": float(total.correct[-1]) / n,
+        "accuracy_per_step": [float(c) / n for c in total.correct],
         "firing_rates": {name: float(np.mean(r)) / n for name, r in total.firing_rates.items()},
     }
 
@@ -67,111 +68,170 @@ def train_epochs(
     update: Callable,
     evaluate: Callable[..., Evaluation],
     train: Batches,
-    test: Callable[[], Iterable[PyTree]],
+    held_out: Mapping[str, Callable[[], Iterable[PyTree]]],
     *,
     epochs: int,
-    key: jax.Array,
+    checkpoints: Checkpoints,
     workdir: Path,
-    resume: bool = False,
+    save_every: int | None = None,
+    score: str | None = None,
+    stop: StopRequests | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Trains and yields one record an epoch, after it is in `metrics.jsonl` and its state in `checkpoints/`.
+    """Trains, from the last checkpoint if there is one, and yields one record an epoch.
+
+    A record is yielded when it is in `metrics.jsonl` and its checkpoint is being written. A run that was cut
+    off, at any moment, and called again ends with the same bits as one that was not. With several processes
+    all must call it, and the first writes.
 
     Args:
       state: the state to start from; donated to `update`.
       update: from `make_update`, compiled with its state donated.
       evaluate: from `make_evaluate`, compiled.
       train: training batches.
-      test: returns the test batches once through, as `evaluate_all` takes them.
+      held_out: by name ("test", "validation") what returns their batches, as `evaluate_all` takes them.
       epochs: passes over the training data, in all.
-      key: draws augmentation, dropout masks and the steps of SLTT-K.
+      checkpoints: of `workdir`, open.
       workdir: an existing directory.
-      resume: go on from the last checkpoint in `workdir`; the records before it are not yielded again.
+      save_every: updates from one checkpoint to the next within an epoch; None: at its end alone.
+      score: the entry of the records by which the best checkpoint is kept, "validation_accuracy".
+      stop: asked after every update; None: nothing but an exception stops the run.
 
     Yields:
-      `epoch` (from 1), `train_loss`, `train_accuracy`, `seconds` of the epoch, `seconds_per_update` (median
-      from one update to the next) and what `evaluate_all` returns.
+      `epoch` (from 1), `train_loss`, `train_accuracy`; for every name in `held_out` `<name>_loss`,
+      `<name>_accuracy`, `<name>_accuracy_per_step`; `firing_rates` (of the last); `seconds` in all,
+      `data_seconds` (of waiting for batches), `update_seconds` and `evaluation_seconds`;
+      `seconds_per_update` (median from one to the next) and `samples_per_second` of training.
 
     Raises:
-      FloatingPointError: a loss or gradient is not finite; the checkpoint of the epoch before stays.
-      FileNotFoundError: `resume`, and there is no checkpoint.
+      FloatingPointError: a loss or gradient is not finite; the last checkpoint stays.
+      OSError: a checkpoint could not be written; the one before stays.
+      Stopped: `stop` was asked; the state is saved.
+      ValueError: all checkpoints are damaged.
     """
-    steps = train.steps_per_epoch
-    keep = ocp.training.preservation_policies.LatestN(1)
-    with ocp.training.Checkpointer(
-        str((workdir / CHECKPOINTS).absolute()),
-        preservation_policy=keep,  # pyright: ignore[reportArgumentType] (orbax differs with itself)
-        cleanup_tmp_directories=True,
-    ) as checkpoints:
-        first = 0
-        if resume:
-            if checkpoints.latest is None:
-                raise FileNotFoundError(f"no checkpoint to resume from in {workdir / CHECKPOINTS}")
-            first = checkpoints.latest.step
-            # The state tells shapes, types and devices.
-            loaded = checkpoints.load_checkpointables(None, {"state": state, "data": None})
-            state = loaded["state"]
-            train.set_state(loaded["data"])
-            lines = [json.dumps(line) + "\n" for line in read_metrics(workdir)[:first]]
-            (workdir / METRICS_FILE).write_text("".join(lines))
-        else:
-            checkpoints.save_checkpointables(0, {"state": state, "data": train.get_state()})
-        pause = 0.1 if sys.stderr.isatty() else 60.0  # seconds; a log wants a line an epoch, no more
-        with tqdm(total=epochs * steps, initial=first * steps, unit="update", mininterval=pause) as bar:
-            for epoch in range(first, epochs):
-                began = time.perf_counter()
-                state, record = _train_epoch(state, update, islice(train, steps), key, bar, epoch, workdir)
-                record |= evaluate_all(evaluate, state, test())
-                if not math.isfinite(record["test_loss"]):
-                    raise FloatingPointError(_diverged("test loss", record["test_loss"], epoch, workdir))
-                record |= {"epoch": epoch + 1, "seconds": time.perf_counter() - began}
-                # In this order: what a kill between the two leaves too many, a resume takes away again.
+    steps, first_process = train.steps_per_epoch, jax.process_index() == 0
+    epoch = _Epoch()
+    loaded = checkpoints.load(state._asdict())
+    if loaded is not None:
+        parts, progress = loaded
+        state, epoch = TrainState(**jax.tree.map(jnp.asarray, parts)), _Epoch(**progress["epoch"])
+        train.set_state(progress["data"])
+        if first_process:
+            kept = (json.dumps(line) + "\n" for line in read_metrics(workdir)[: epoch.number])
+            (workdir / METRICS_FILE).write_text("".join(kept))
+
+    def save(value=None):
+        # Updates and evaluations so far.
+        number = epoch.number * (steps + 1) + epoch.updates
+        progress = {"data": train.get_state(), "epoch": dataclasses.asdict(epoch)}
+        checkpoints.save(number, state._asdict(), progress, score=value)
+
+    if loaded is None:
+        save()
+    pause = 0.1 if sys.stderr.isatty() else 60.0  # seconds; a log wants a line an epoch, no more
+    done, quiet = epoch.number * steps + epoch.updates, not first_process
+    with tqdm(total=epochs * steps, initial=done, unit="update", mininterval=pause, disable=quiet) as bar:
+        while epoch.number < epochs:
+            before, began, times = None, time.perf_counter(), []
+            while epoch.updates < steps:
+                batch = next(train)
+                epoch.data_seconds += time.perf_counter() - began
+                state, metrics = update(state, batch)
+                epoch.updates += 1
+                epoch.samples += batch["y"].size * jax.process_count()
+                # One update behind, so that the device never waits for the host.
+                if before is not None:
+                    epoch.add(before, epoch.updates - 1, workdir)
+                before = metrics
+                asked = stop.asked(epoch.number * steps + epoch.updates) if stop is not None else None
+                due = save_every is not None and epoch.updates % save_every == 0
+                if epoch.updates == steps or asked is not None or due:
+                    epoch.add(before, epoch.updates, workdir)
+                    before = None
+                times.append(time.perf_counter() - began)
+                epoch.train_seconds += times[-1]
+                began += times[-1]
+                if asked is not None or (due and epoch.updates < steps):
+                    save()
+                if asked is not None:
+                    checkpoints.wait()
+                    raise Stopped(asked)
+                bar.update()
+            check_replicated(state.params)
+            record = epoch.record(times)
+            record |= _evaluate_held_out(evaluate, state, held_out, epoch.number, workdir)
+            record["seconds"] = epoch.train_seconds + record["evaluation_seconds"]
+            # In this order: what a kill between the two leaves too many, a resume takes away again.
+            if first_process:
                 with open(workdir / METRICS_FILE, "a") as file:
                     file.write(json.dumps(record) + "\n")
-                checkpoints.save_checkpointables(epoch + 1, {"state": state, "data": train.get_state()})
-                bar.set_postfix_str(_postfix(record))
-                yield record
+            epoch = _Epoch(epoch.number + 1)
+            save(None if score is None else record[score])
+            bar.set_postfix_str(_postfix(record))
+            yield record
+    checkpoints.wait()
 
 
-def _train_epoch(state, update, batches, key, bar, epoch, workdir):
-    history, times = [], [time.perf_counter()]
+@dataclasses.dataclass
+class _Epoch:
+    """The epoch that is being trained.
 
-    def settle(metrics):
+    Attributes:
+      number: from 0.
+      updates, samples: done in it.
+      loss, accuracy: sums over those.
+      train_seconds, data_seconds: of training in it, and of that waiting for batches.
+    """
+
+    number: int = 0
+    updates: int = 0
+    samples: int = 0
+    loss: float = 0.0
+    accuracy: float = 0.0
+    train_seconds: float = 0.0
+    data_seconds: float = 0.0
+
+    def add(self, metrics, update, workdir):
         """Waits for an update and refuses to go on from one that is not finite."""
         metrics = jax.device_get(metrics)
         for name, value in zip(metrics._fields, metrics, strict=True):
             if not np.isfinite(value):
-                raise FloatingPointError(
-                    _diverged(name, value, epoch, workdir, f"update {len(history) + 1} of ")
-                )
-        history.append(metrics)
-        times.append(time.perf_counter())
-        bar.update()
+                where = f"update {update} of epoch {self.number + 1}"
+                raise FloatingPointError(_diverged(name, value, where, workdir))
+        self.loss += float(metrics.loss)
+        self.accuracy += float(metrics.accuracy)
 
-    before = None
-    for batch in batches:
-        state, metrics = update(state, batch, key)
-        # One update behind, so that the device never waits for the host.
-        if before is not None:
-            settle(before)
-        before = metrics
-    settle(before)
-    loss, accuracy, _ = np.mean(history, axis=0)
-    return state, {
-        "train_loss": float(loss),
-        "train_accuracy": float(accuracy),
-        "seconds_per_update": float(np.median(np.diff(times))),
-    }
+    def record(self, times):
+        return {
+            "epoch": self.number + 1,
+            "train_loss": self.loss / self.updates,
+            "train_accuracy": self.accuracy / self.updates,
+            "data_seconds": self.data_seconds,
+            "update_seconds": self.train_seconds - self.data_seconds,
+            "seconds_per_update": float(np.median(times or [self.train_seconds / self.updates])),
+            "samples_per_second": self.samples / self.train_seconds,
+        }
 
 
-def _diverged(name, value, epoch, workdir, where=""):
+def _evaluate_held_out(evaluate, state, held_out, epoch, workdir):
+    began, record = time.perf_counter(), {}
+    for name, batches in held_out.items():
+        result = evaluate_all(evaluate, state, batches())
+        if not math.isfinite(result["loss"]):
+            where = f"epoch {epoch + 1}"
+            raise FloatingPointError(_diverged(f"{name} loss", result["loss"], where, workdir))
+        record["firing_rates"] = result.pop("firing_rates")
+        record |= {f"{name}_{key}": value for key, value in result.items()}
+    return {**record, "evaluation_seconds": time.perf_counter() - began}
+
+
+def _diverged(name, value, where, workdir):
     return (
-        f"{name} is {value} in {where}epoch {epoch + 1}: training stopped, and the state after epoch {epoch} "
-        f"is kept in {workdir / CHECKPOINTS}. A lower learning rate may help."
+        f"{name} is {value} in {where}: training stopped, and the last good state is kept in "
+        f"{workdir / CHECKPOINTS}. A lower learning rate may help."
     )
 
 
 def _postfix(record):
-    return (
-        f"epoch {record['epoch']}  loss {record['train_loss']:.4f}  train {record['train_accuracy']:.4f}  "
-        f"test {record['test_accuracy']:.4f}"
-    )
+    parts = {"loss": "train_loss", "train": "train_accuracy"}
+    parts |= {n.removesuffix("_accuracy"): n for n in record if n.endswith("_accuracy")}
+    return f"epoch {record['epoch']}  " + "  ".join(f"{k} {record[v]:.4f}" for k, v in parts.items())

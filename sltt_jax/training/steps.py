@@ -13,6 +13,7 @@ from sltt_jax.blocks import first_step, run
 from sltt_jax.layers import FIRING_RATE, MEMBRANE
 from sltt_jax.rules import Rule, StepLoss
 from sltt_jax.training.encoders import Encoder
+from sltt_jax.training.loss_scale import LossScale, adjust, initial_loss_scale
 
 PyTree = Any
 
@@ -25,16 +26,23 @@ class TrainState(NamedTuple):
       params: parameters.
       variables: the network's other collections (batch statistics); membranes start anew at every update.
       opt_state: of the optimizer.
+      key: with `step` it draws augmentation, dropout masks and the steps of SLTT-K; it never changes.
+      loss_scale: of float16; None otherwise.
     """
 
     step: jax.Array
     params: PyTree
     variables: PyTree
     opt_state: optax.OptState
+    key: jax.Array
+    loss_scale: LossScale | None = None
 
 
 class Metrics(NamedTuple):
-    """Of one update, scalars: mean loss, share of right answers, and the norm of the gradient."""
+    """Of one update, scalars over the whole batch: mean loss, share of right answers, norm of the gradient.
+
+    An update whose gradient overflowed float16 is left out, and the norm is 0.
+    """
 
     loss: jax.Array
     accuracy: jax.Array
@@ -63,11 +71,26 @@ def init_state(
     encode: Encoder,
     key: jax.Array,
     x: jax.Array,
+    *,
+    scale_loss: bool = False,
 ) -> TrainState:
-    """A fresh training state; of the inputs `x` of a batch only shape and dtype matter."""
-    params, variables = functional.init(model, key, first_step(encode(x, None)))
+    """A fresh training state.
+
+    Args:
+      model: the network.
+      optimizer: of the updates to come.
+      encode: makes inputs of a batch.
+      key: draws the parameters, and becomes the key of the run.
+      x: inputs of a batch, of which only shape and dtype matter.
+      scale_loss: for networks that compute in float16.
+    """
+    init_key, run_key = jax.random.split(key)
+    params, variables = functional.init(model, init_key, first_step(encode(x, None)))
     variables.pop(MEMBRANE, None)
-    return TrainState(jnp.zeros((), jnp.int32), params, variables, optimizer.init(params))
+    return TrainState(
+        jnp.zeros((), jnp.int32), params, variables, optimizer.init(params), run_key,
+        initial_loss_scale() if scale_loss else None,
+    )  # fmt: skip
 
 
 def make_update(
@@ -76,35 +99,57 @@ def make_update(
     step_loss: StepLoss,
     optimizer: optax.GradientTransformation,
     encode: Encoder,
-) -> Callable[[TrainState, PyTree, jax.Array], tuple[TrainState, Metrics]]:
-    """Builds `update(state, {"x": [B, ...], "y": [B]}, key) -> (state, Metrics)`.
+    *,
+    axis_name: str | None = None,
+) -> Callable[[TrainState, PyTree], tuple[TrainState, Metrics]]:
+    """Builds `update(state, {"x": [B, ...], "y": [B]}) -> (state, Metrics)`.
 
-    Augmentation, dropout masks and the steps of SLTT-K are drawn from `key` and the number of the update, so
-    `key` may be the same for a whole run.
+    With an `axis_name` it is the part of one device under `pmap`: the batch is that device's, and the one
+    average over devices, of gradients, running statistics and metrics, comes after the last time step. Each
+    device draws its own augmentation and dropout masks, and all the same steps of SLTT-K.
     """
 
-    def update(state: TrainState, batch: PyTree, key: jax.Array):
-        data_key, dropout_key, rule_key = jax.random.split(jax.random.fold_in(key, state.step), 3)
+    def update(state: TrainState, batch: PyTree):
+        data_key, dropout_key, rule_key = jax.random.split(jax.random.fold_in(state.key, state.step), 3)
+        if axis_name is not None:
+            device = jax.lax.axis_index(axis_name)
+            data_key, dropout_key = (jax.random.fold_in(k, device) for k in (data_key, dropout_key))
         inputs = encode(batch["x"], data_key)
         apply = functional.applier(model, train=True, key=dropout_key)
         start = functional.at_rest(model, state.variables, first_step(inputs))
-        (loss, aux), grads = rule.value_and_grad(apply, step_loss)(
+        scale = 1.0 if state.loss_scale is None else state.loss_scale.scale
+        (loss, aux), grads = rule.value_and_grad(apply, lambda o, y: scale * step_loss(o, y))(
             state.params, start, inputs, batch["y"], rule_key
         )
-        changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, changes)
         variables = {name: aux.state[name] for name in state.variables}
         accuracy = jnp.mean(aux.outputs.argmax(-1) == batch["y"])
-        metrics = Metrics(loss, accuracy, optax.tree.norm(grads))
-        return TrainState(state.step + 1, params, variables, opt_state), metrics
+        if axis_name is not None:
+            # A mean of moving averages is the moving average of the means, so this may be done every time.
+            grads, variables, loss, accuracy = jax.lax.pmean((grads, variables, loss, accuracy), axis_name)
+        if state.loss_scale is not None:
+            loss, grads = jax.tree.map(lambda g: g / scale, (loss, grads))
+        norm = optax.tree.norm(grads)
+        changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, changes)
+        loss_scale = state.loss_scale
+        if loss_scale is not None:
+            finite = jnp.isfinite(norm)
+            keep = lambda new, old: jnp.where(finite, new, old)
+            params, opt_state = jax.tree.map(keep, (params, opt_state), (state.params, state.opt_state))
+            loss_scale, norm = adjust(loss_scale, finite), jnp.where(finite, norm, 0)
+        new = TrainState(state.step + 1, params, variables, opt_state, state.key, loss_scale)
+        return new, Metrics(loss, accuracy, norm)
 
     return update
 
 
 def make_evaluate(
-    model: nn.Module, step_loss: StepLoss, encode: Encoder
+    model: nn.Module, step_loss: StepLoss, encode: Encoder, *, axis_name: str | None = None
 ) -> Callable[[PyTree, PyTree, PyTree], Evaluation]:
-    """Builds `evaluate(params, variables, {"x": [B, ...], "y": [B], "mask": [B]}) -> Evaluation`."""
+    """Builds `evaluate(params, variables, {"x": [B, ...], "y": [B], "mask": [B]}) -> Evaluation`.
+
+    With an `axis_name` the batch is that of one device under `pmap`, and the sums are over all of them.
+    """
     apply = functional.applier(model, train=False, record=(FIRING_RATE,))
     loss_of_one = lambda o, y: step_loss(o[None], y[None])
 
@@ -115,11 +160,12 @@ def make_evaluate(
         losses = jax.vmap(jax.vmap(loss_of_one), (0, None))(outputs, y)
         right = jnp.cumsum(outputs, axis=0).argmax(-1) == y
         rates = jax.tree_util.tree_leaves_with_path(recorded[FIRING_RATE])
-        return Evaluation(
+        sums = Evaluation(
             samples=mask.sum(),
             correct=right @ mask,
             loss=losses.mean(0) @ mask,
             firing_rates={"/".join(k.key for k in path[:-1]): rate @ mask for path, rate in rates},
         )
+        return sums if axis_name is None else jax.lax.psum(sums, axis_name)
 
     return evaluate
