@@ -177,6 +177,8 @@ def open_source(config: Config, directory: Path, *, made: bool) -> Source:
         if n_train or n_test:
             raise ValueError("ImageNet is streamed whole: no --train-samples, --test-samples or --reduced")
         return Source(encode, *_imagenet(config, directory, mine))
+    if made and config.preprocessing == "paper":
+        raise ValueError("preprocessing=paper is of real recordings; made-up frames are counts")
     if made or not form.load:
         arrays = form.make(config.T, train=n_train or 512, test=n_test or 256, seed=config.seed)
     else:

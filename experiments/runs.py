@@ -3,11 +3,12 @@
 import dataclasses
 import inspect
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import data_sets
 import flax.linen as nn
@@ -78,6 +79,9 @@ class Run(Config):
         ]
         if any(told) != all(told):
             raise ValueError("several processes need all of --coordinator, --num-processes, --process-id")
+
+
+AnyRun = TypeVar("AnyRun", bound=Run)
 
 
 class Experiment(NamedTuple):
@@ -196,15 +200,26 @@ def write_json(path: Path, content: dict):
     unfinished.replace(path)
 
 
-def presets(prefix: str = "") -> dict[str, tuple[str, Run]]:
-    """The presets as tyro takes them: name, text and a run whose workdir has the name behind `prefix`."""
+def presets(prefix: str = "", kind: type[AnyRun] = Run) -> dict[str, tuple[str, AnyRun]]:
+    """The presets as tyro takes them: name, text and such a run, its workdir `runs/<prefix><name>`."""
     return {
         name: (
             inspect.getdoc(preset) or name,
-            Run(**vars(preset()), workdir=Path("runs") / (prefix + name)),
+            kind(**vars(preset()), workdir=Path("runs") / (prefix + name)),
         )
         for name, preset in PRESETS.items()
     }
+
+
+def keep_compiled_programs():
+    """Has JAX keep what it compiles in the user's cache directory, so that a second start takes no compiling.
+
+    `JAX_COMPILATION_CACHE_DIR` names another directory.
+    """
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(caches / "sltt_jax" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 def training_batches(experiment: Experiment) -> data.Prefetch:

@@ -25,7 +25,7 @@ import numpy as np
 import optax
 import tyro
 from plots_temporal import plot_delays, plot_taus
-from runs import write_json
+from runs import keep_compiled_programs, write_json
 from tqdm import tqdm
 from train import fail
 
@@ -243,6 +243,7 @@ def jobs(settings: Limits):
 def main() -> int:
     try:
         settings = tyro.cli(Limits, description=__doc__)
+        keep_compiled_programs()
         settings.workdir.mkdir(parents=True, exist_ok=True)
         path = settings.workdir / "temporal_limits.json"
         same = json.loads(json.dumps(dataclasses.asdict(settings), default=str))

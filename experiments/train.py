@@ -29,6 +29,7 @@ from runs import (
     Run,
     build,
     held_out_batches,
+    keep_compiled_programs,
     prepare,
     presets,
     training_batches,
@@ -211,6 +212,7 @@ files                {run.workdir}: summary.json, metrics.jsonl, curves.png, che
 def main() -> int:
     try:
         run = tyro.extras.overridable_config_cli(presets(), description=__doc__)
+        keep_compiled_programs()
         if run.coordinator == "auto":
             jax.distributed.initialize()
         elif run.coordinator is not None:

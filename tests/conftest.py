@@ -1,6 +1,13 @@
+import os
+from pathlib import Path
+
+# A cache of compiled programs of the tests' own, kept from run to run; processes they start inherit it.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
+
 import jax
 import pytest
 
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 jax.config.update("jax_num_cpu_devices", 4)
 
 

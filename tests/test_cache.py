@@ -3,11 +3,12 @@ import re
 import resource
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 
-from sltt_jax.data.cache import cached
+from sltt_jax.data.cache import DAY, cached, remove_rests
 
 ARRAYS = {"x": np.arange(50_000, dtype=np.uint16).reshape(100, 500), "y": np.arange(100, dtype=np.int32)}
 
@@ -99,8 +100,80 @@ def test_a_killed_run_leaves_no_cache(tmp_path, source):
     )
     killed = subprocess.run([sys.executable, "-c", code, tmp_path, source])
     assert killed.returncode == -9
-    assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [".tmp"]
+    (rest,) = (tmp_path / "cache").iterdir()
+    assert rest.suffix == ".tmp"
     np.testing.assert_array_equal(call(tmp_path, source)["x"], ARRAYS["x"])
+    # It might be of a live process; after a day without a write it is not, and the next use deletes it.
+    assert rest.exists()
+    age(rest, DAY + 60)
+    call(tmp_path, source, no_build)
+    assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [".npz"]
+
+
+def age(path, seconds):
+    then = time.time() - seconds
+    os.utime(path, (then, then))
+
+
+def test_only_old_rests_are_deleted(tmp_path, source):
+    call(tmp_path, source)
+    folder = tmp_path / "cache"
+    for name in ("old.npz.0a.tmp", "young.npz.0b.tmp", "others.tmp", "others.npz"):
+        (folder / name).write_bytes(b"half")
+        if not name.startswith("young"):
+            age(folder / name, DAY + 60)
+    age(folder / "young.npz.0b.tmp", DAY - 60)
+    call(tmp_path, source, no_build)
+    names = {p.name for p in folder.iterdir()}
+    assert {"young.npz.0b.tmp", "others.tmp", "others.npz"} < names and "old.npz.0a.tmp" not in names
+
+
+def test_a_folder_is_as_old_as_its_youngest_file(tmp_path):
+    rest = tmp_path / "rest" / "inner"
+    rest.mkdir(parents=True)
+    (rest / "shard").write_bytes(b"half")
+    for path in (rest.parent, rest):
+        age(path, 2 * DAY)
+    remove_rests([rest.parent])
+    assert rest.exists()
+    age(rest / "shard", 2 * DAY)
+    remove_rests([rest.parent, tmp_path / "gone meanwhile"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_process_is_first(tmp_path, source):
+    """It writes the cache while this one builds."""
+    build = lambda: call(tmp_path, source) and ARRAYS
+    np.testing.assert_array_equal(call(tmp_path, source, build)["x"], ARRAYS["x"])
+    assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [".npz"]
+    np.testing.assert_array_equal(call(tmp_path, source, no_build)["x"], ARRAYS["x"])
+
+
+def test_two_processes_at_once(tmp_path, source):
+    """Both begin to write, each half way waits for the other, and both end with the same whole cache."""
+    code = (
+        "import os, sys, time, numpy as np\n"
+        "from pathlib import Path\n"
+        "from sltt_jax.data import cache\n"
+        "folder, source = map(Path, sys.argv[1:])\n"
+        "def wait(_):\n"
+        "    while len(list((folder / 'cache').glob('*.tmp'))) < 2: time.sleep(0.01)\n"
+        "    (folder / f'{os.getpid()}.seen').touch()\n"
+        "    while len(list(folder.glob('*.seen'))) < 2: time.sleep(0.01)\n"
+        "os.fsync = wait\n"
+        "build = lambda: {'x': np.arange(50_000)}\n"
+        "x = cache.cached(folder / 'cache', 'set', {}, source.parent, [source], build)['x']\n"
+        "assert x.sum() == 50_000 * 49_999 // 2\n"
+    )
+    both = [subprocess.Popen([sys.executable, "-c", code, tmp_path, source]) for _ in range(2)]
+    try:
+        assert [process.wait(timeout=60) for process in both] == [0, 0]
+    finally:
+        for process in both:
+            process.kill()
+    assert len(list(tmp_path.glob("*.seen"))) == 2
+    assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [".npz"]
+    np.testing.assert_array_equal(call(tmp_path, source, no_build)["x"], np.arange(50_000))
 
 
 def test_cache_folder_cannot_be_made(tmp_path, source):

@@ -178,6 +178,65 @@ def test_bad_official_file(name, file, change, message, tmp_path):
     assert len(load_images(name, tmp_path).train_x) == SIZES["train"]
 
 
+def test_another_process_prepares_the_same_set(tmp_path, monkeypatch):
+    """It begins and ends while this one reads the official files."""
+    write(tmp_path / "mnist", official_files("mnist", random_set("mnist")))
+    first, read = [], tfds_builders.read_idx
+
+    def read_idx(path):
+        if not first:
+            first.append(None)
+            first[0] = load_images("mnist", tmp_path)
+        return read(path)
+
+    monkeypatch.setattr(tfds_builders, "read_idx", read_idx)
+    second = load_images("mnist", tmp_path)
+    np.testing.assert_array_equal(second.train_x, first[0].train_x)
+    np.testing.assert_array_equal(second.test_y, first[0].test_y)
+    # Of the loser's work nothing is left.
+    assert [p.name for p in (tmp_path / "mnist").iterdir() if p.is_dir()] == ["3.0.1"]
+    assert len(list((tmp_path / "decoded").iterdir())) == 1
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_another_process_prepares_between_two_looks(call, tmp_path, monkeypatch):
+    """The builder that was made before it did so knows nothing of the set."""
+    write(tmp_path / "mnist", official_files("mnist", random_set("mnist")))
+    make, calls = images._builder, []
+
+    def builder(*args):
+        made = make(*args)
+        calls.append(1)
+        if len(calls) == call:
+            load_images("mnist", tmp_path)
+        return made
+
+    monkeypatch.setattr(images, "_builder", builder)
+    assert len(load_images("mnist", tmp_path).train_x) == SIZES["train"]
+
+
+def test_rests_of_a_killed_preparation(tmp_path):
+    write(tmp_path / "mnist", official_files("mnist", random_set("mnist")))
+    rests = [tmp_path / "mnist" / f"incomplete.{name}_3.0.1" for name in ("OLD000", "YOUNG0")]
+    for rest in rests:
+        write(rest, {"mnist-train.array_record-00000-of-00001": b"half"})
+    for path in (rests[0], *rests[0].iterdir()):
+        os.utime(path, (0, 0))
+    load_images("mnist", tmp_path)
+    assert [rest.exists() for rest in rests] == [False, True]
+
+
+def test_failed_preparation_is_not_taken_for_another_process(tmp_path, monkeypatch):
+    write(tmp_path / "mnist", official_files("mnist", random_set("mnist")))
+
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tfds_builders, "read_idx", full)
+    with pytest.raises(OSError, match="No space left"):
+        load_images("mnist", tmp_path)
+
+
 def test_too_few_images(tmp_path, monkeypatch):
     monkeypatch.setitem(tfds_builders.PUBLISHED, "mnist", {"train": 60_000, "test": 10_000})
     write(tmp_path / "mnist", official_files("mnist", random_set("mnist")))

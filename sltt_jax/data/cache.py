@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import shutil
+import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterable
@@ -13,6 +15,8 @@ import numpy as np
 
 # Part of every key: raise it when what is computed from the same files and options changes.
 VERSION = 1
+
+DAY = 24 * 60 * 60
 
 
 def cached(
@@ -27,6 +31,7 @@ def cached(
 
     The cache is one `.npz` file. It gets its name only when all its bytes are on the disk, so a killed run
     leaves none that is half written; a damaged one (the format holds checksums) is reported and made again.
+    Processes that miss it at the same time all build it, each into a file of its own, and a whole one stays.
 
     Args:
       folder: where the caches are kept; it is made.
@@ -39,6 +44,7 @@ def cached(
     Raises:
       OSError: the cache cannot be written; the error names it.
     """
+    remove_rests(Path(folder).glob("*.npz.*.tmp"))
     path = Path(folder) / f"{name}-{_key(name, options, Path(root), sources)}.npz"
     if path.exists():
         try:
@@ -49,6 +55,20 @@ def cached(
     arrays = build()
     _write(path, arrays)
     return arrays
+
+
+def remove_rests(paths: Iterable[Path]) -> None:
+    """Deletes what killed runs left half written: those files and folders that nobody wrote to for a day.
+
+    Younger ones may be of a process that is at work now, here or on another machine, and stay.
+    """
+    for path in paths:
+        try:
+            newest = max(p.stat().st_mtime for p in (path, *path.rglob("*")))
+            if time.time() - newest > DAY:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        except OSError:  # renamed or deleted meanwhile, or another user's: it costs disk space only
+            continue
 
 
 def _key(name: str, options: dict[str, Any], root: Path, sources: Iterable[Path]) -> str:

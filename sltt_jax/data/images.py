@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sltt_jax.data.arrays import ArrayData
-from sltt_jax.data.cache import cached
+from sltt_jax.data.cache import cached, remove_rests
 
 try:
     import tensorflow_datasets as tfds
@@ -54,8 +54,7 @@ def image_records(name: str, split: str, data_dir: str | Path | None = None) -> 
 
     Args and errors are those of `load_images`, and `split` is one that the set has.
     """
-    builder = _prepared(_builder(name, data_dir))
-    return _records(builder, split, {"image": tfds.decode.SkipDecoding()})
+    return _records(_prepared(name, data_dir), split, {"image": tfds.decode.SkipDecoding()})
 
 
 def load_images(name: str, data_dir: str | Path | None = None) -> ArrayData:
@@ -64,7 +63,8 @@ def load_images(name: str, data_dir: str | Path | None = None) -> ArrayData:
     The first use prepares mnist, fashion_mnist, cifar10 and cifar100 from their official files (where they
     may lie, `tfds_builders` tells) or a download, and decodes them into `<data_dir>/decoded`, from where
     later uses read them. Any other set of TFDS whose images have one size is read where it is prepared, as
-    ArrayRecord.
+    ArrayRecord. Several processes may do so at once: the first to be ready gives the set, and the work of the
+    others is dropped.
 
     Args:
       name: of TFDS, like "cifar10" or "svhn_cropped:3.1.0".
@@ -74,7 +74,7 @@ def load_images(name: str, data_dir: str | Path | None = None) -> ArrayData:
       ValueError: these are not images of one size with class labels; an official file is bad; a prepared set
         is incomplete, damaged or in another format.
       FileNotFoundError: the set is not prepared, and not one that this library prepares.
-      ConnectionError: a download failed.
+      ConnectionError: a download failed. TFDS tries it eleven times, over three and a half minutes.
       OSError: the disk is full.
     """
     builder = _builder(name, data_dir)
@@ -86,7 +86,7 @@ def load_images(name: str, data_dir: str | Path | None = None) -> ArrayData:
             f"{name}: only images of one size, with class labels, fit into an array; it has "
             f"{builder.info.features}. `sltt_jax.data.imagenet` streams images of different sizes."
         )
-    builder = _prepared(builder)
+    builder = _prepared(name, data_dir)
     folder, test = Path(builder.data_path), "test" if "test" in builder.info.splits else "validation"
 
     def decode() -> dict[str, np.ndarray]:
@@ -113,18 +113,14 @@ def _builder(name, data_dir) -> Any:
         raise ValueError(f"{data_dir}, {name}: damaged dataset_info.json. {_ANEW} ({error})") from error
 
 
-def _prepared(builder: Any) -> Any:
-    """The builder once its set is on disk, whole and readable."""
+def _prepared(name, data_dir) -> Any:
+    """The builder of a set that is on disk, whole and readable; it is prepared if it is not there."""
+    builder = _builder(name, data_dir)
     folder = Path(builder.data_path)
     if not folder.exists():
-        own = tfds_builders.BUILDERS.get(builder.name)
-        if own is None or own.VERSION != builder.version:
-            raise FileNotFoundError(
-                f"{builder.info.full_name} is not in {builder.data_dir_root}. Prepare it where TensorFlow is "
-                f"installed: tfds build {builder.name} --file_format=array_record"
-            )
-        own(data_dir=builder.data_dir_root, file_format="array_record").download_and_prepare()
-        return tfds.builder(builder.name, data_dir=builder.data_dir_root)  # ours cannot be pickled
+        _prepare(builder, folder)
+        return _builder(name, data_dir)  # of what is on disk; the one that prepares cannot be pickled
+    builder = _builder(name, data_dir)  # another process may have put it there since
     if not (folder / "dataset_info.json").exists():
         raise ValueError(f"{folder}: half prepared, it has no dataset_info.json. {_ANEW}")
     if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
@@ -137,6 +133,23 @@ def _prepared(builder: Any) -> Any:
     if missing := [path.name for path in files if not path.exists()]:
         raise ValueError(f"{folder}: half prepared, it has no {', '.join(missing[:3])}. {_ANEW}")
     return builder
+
+
+def _prepare(builder, folder):
+    own = tfds_builders.BUILDERS.get(builder.name)
+    if own is None or own.VERSION != builder.version:
+        raise FileNotFoundError(
+            f"{builder.info.full_name} is not in {builder.data_dir_root}. Prepare it where TensorFlow is "
+            f"installed: tfds build {builder.name} --file_format=array_record"
+        )
+    remove_rests(folder.parent.glob(f"incomplete.*_{folder.name}"))
+    try:
+        own(data_dir=builder.data_dir_root, file_format="array_record").download_and_prepare()
+    except OSError:
+        # TFDS writes into a folder of its own and renames that at the end, which fails when another process
+        # was first. What this one wrote is deleted by then.
+        if not folder.exists():
+            raise
 
 
 def _records(builder, split, decoders=None) -> Records:
