@@ -150,7 +150,7 @@ def mnist() -> Config:
 
     python experiments/train.py mnist
     """
-    return Config("mnist", "mnist", T=4, epochs=5, batch_size=64, lr=0.1, weight_decay=1e-4, mse_weight=0.05)
+    return Config("mnist", "mnist", T=4, epochs=7, batch_size=64, lr=0.1, weight_decay=1e-4, mse_weight=0.05)
 
 
 def fashion_mnist() -> Config:
@@ -158,7 +158,7 @@ def fashion_mnist() -> Config:
 
     python experiments/train.py fashion_mnist
     """
-    return dataclasses.replace(mnist(), preset="fashion_mnist", data="fashion_mnist", epochs=6)
+    return dataclasses.replace(mnist(), preset="fashion_mnist", data="fashion_mnist", epochs=8)
 
 
 def nmnist() -> Config:

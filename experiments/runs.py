@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 from configs import PRESETS, Config, make_model, make_rule, reduced
 from data_sets import Source
+from jax.experimental import multihost_utils
 
 from sltt_jax import data, losses, rules, training
 
@@ -183,6 +184,8 @@ def prepare(run: Run) -> Experiment:
         for name in (training.METRICS_FILE, SUMMARY, CURVES):
             (run.workdir / name).unlink(missing_ok=True)
         write_json(path, wanted)
+    if jax.process_count() > 1:  # the others find the workdir as the first one leaves it
+        multihost_utils.sync_global_devices("workdir ready")
     return experiment
 
 
