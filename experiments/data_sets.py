@@ -1,7 +1,7 @@
 """The data sets of the experiments by name: what they look like, where they are, how a network sees them."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -146,7 +146,7 @@ class Source(NamedTuple):
 
     encode: training.Encoder
     train: data.Batches
-    held_out: dict[str, Callable[[], Iterable[dict]]]
+    held_out: Mapping[str, Callable[[], Iterable[dict]]]
     batch: data.Batch
 
 

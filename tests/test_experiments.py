@@ -138,7 +138,7 @@ def test_starting_from_another_run(small, monkeypatch, tmp_path, capsys):
     capsys.readouterr()
     wrong = ("digits", "--features", 5, "--epochs", 1, "--init-from", tmp_path / "first")
     assert call(train, monkeypatch, *wrong, "--workdir", tmp_path / "wrong") == 1
-    assert "does not fit or is damaged" in capsys.readouterr().err and first["epochs"] == 1
+    assert "does not fit" in capsys.readouterr().err and first["epochs"] == 1
     missing = (*net, "--init-from", tmp_path / "nothing", "--workdir", tmp_path / "missing")
     assert call(train, monkeypatch, *missing) == 1
     assert "init_from: there is no" in capsys.readouterr().err
@@ -324,7 +324,7 @@ def test_evaluate_at_other_numbers_of_steps(small, monkeypatch, tmp_path, capsys
     assert earlier == pytest.approx(training.read_metrics(tmp_path)[0]["test_loss"], rel=1e-6)
     for args, message in (
         ((tmp_path / "no",), "holds no run"),
-        ((tmp_path, "--best"), "no such checkpoint"),
+        ((tmp_path, "--best"), "no checkpoint with a score"),
         ((tmp_path / "checkpoints" / "5",), "no such checkpoint"),
     ):
         assert call(evaluate, monkeypatch, *args) == 1

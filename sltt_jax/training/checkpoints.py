@@ -1,6 +1,10 @@
 """Checkpoints of a run, with Orbax: atomic, written in the background, verified when they are read."""
 
 import hashlib
+import itertools
+import json
+import math
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,52 +23,40 @@ Parts = dict[str, PyTree]
 CHECKPOINTS = "checkpoints"
 DAMAGED = "checkpoints_damaged"
 
+# Where Orbax writes `custom_metadata`; its own reader of that opens every array as well.
+_METADATA = "_CHECKPOINT_METADATA"
+
+# How Orbax names what it has not finished.
+_UNFINISHED = ".orbax-checkpoint-tmp"
+
 # What Orbax and TensorStore raise for files that are missing, cut off or changed, and for a full disk.
 _FAULTS = (OSError, ValueError, KeyError, RuntimeError, TypeError)
 
 
+class _Unfit(Exception):
+    """A checkpoint is whole, but not of the arrays that are asked for."""
+
+
 def to_host(tree: PyTree) -> PyTree:
     """A tree of arrays as numpy arrays, with the data of random keys in their place."""
-    return jax.tree.map(np.asarray, _plain(tree))
-
-
-def _plain(tree):
-    is_key = lambda a: jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
-    return jax.tree.map(lambda a: jax.random.key_data(a) if is_key(a) else a, tree)
-
-
-def from_host(host: PyTree, like: PyTree) -> PyTree:
-    """The inverse of `to_host`: `like` tells the structure, and where random keys are.
-
-    Raises:
-      ValueError: shapes or types differ.
-    """
-
-    def put(path, a, b):
-        if jnp.issubdtype(b.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(a, impl=jax.random.key_impl(b))
-        if a.shape != b.shape or a.dtype != b.dtype:
-            found, wanted = f"{a.dtype}{list(a.shape)}", f"{b.dtype}{list(b.shape)}"
-            raise ValueError(f"{jax.tree_util.keystr(path)} is {found}, expected {wanted}")
-        return a
-
-    return jax.tree_util.tree_map_with_path(put, host, like)
+    return jax.tree.map(lambda a: np.asarray(jax.random.key_data(a) if _is_key(a) else a), tree)
 
 
 def sha256(tree: PyTree) -> str:
     """A checksum of a tree of arrays: of paths, types, shapes and every bit of the values."""
     digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(to_host(tree)):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    for (path, leaf), host in zip(leaves, jax.tree.leaves(to_host(tree)), strict=True):
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape};".encode())
-        digest.update(np.ascontiguousarray(leaf).data)
+        digest.update(host.tobytes())
     return digest.hexdigest()
 
 
 class Checkpoints:
     """The checkpoints in `<workdir>/checkpoints`, to be used in a `with` statement.
 
-    Kept are the last `keep` and the one with the best score. With several processes all must make the same
-    calls, on one file system.
+    Kept are the last `keep` and the one with the best score, of equal ones the later. With several processes
+    all must make the same calls, on one file system.
 
     Args:
       workdir: an existing directory.
@@ -77,29 +69,24 @@ class Checkpoints:
     def __init__(self, workdir: Path, *, keep: int = 2):
         if keep < 1:
             raise ValueError(f"keep must be >= 1, got {keep}")
-        self._workdir, self._keep = workdir.absolute(), keep
+        self._root, self._damaged = workdir.absolute() / CHECKPOINTS, workdir.absolute() / DAMAGED
+        self._keep = keep
         self._pending = None
 
     def __enter__(self) -> "Checkpoints":
-        policies = ocp.training.preservation_policies
-        best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics["score"], n=1, keep_checkpoints_without_metrics=False
-        )
-        kept = policies.AnyPreservationPolicy([policies.LatestN(self._keep), best])
-        self._orbax = ocp.training.Checkpointer(
-            str(self._workdir / CHECKPOINTS),
-            preservation_policy=kept,  # pyright: ignore[reportArgumentType] (orbax differs with itself)
-            cleanup_tmp_directories=True,
-        )
+        if jax.process_index() == 0:
+            self._root.mkdir(exist_ok=True)
+            self._remove_unfinished()
+        _wait_for_all("checkpoints opened")
         return self
 
     def __exit__(self, *raised):
-        self._orbax.close()
+        self.wait()
 
     @property
     def numbers(self) -> list[int]:
         """The numbers of the checkpoints that there are, in order."""
-        return [c.step for c in self._orbax.checkpoints]
+        return _numbers(self._root)
 
     def save(self, number: int, parts: Parts, progress: dict[str, Any], *, score: float | None = None):
         """Begins to write a checkpoint, once the one before is on disk.
@@ -112,28 +99,37 @@ class Checkpoints:
 
         Raises:
           OSError: this or the checkpoint before could not be written; those before are intact.
-          FloatingPointError: `parts` hold a number that is not finite.
+          FloatingPointError: `parts` or `score` hold a number that is not finite.
+          ValueError: `number` is not larger than those before.
         """
         self.wait()
+        if self.numbers and number <= self.numbers[-1]:
+            raise ValueError(f"number must be above {self.numbers[-1]}, that of the last, got {number}")
+        if score is not None and not math.isfinite(score):
+            raise FloatingPointError(f"score is {score}; checkpoint {number} was not saved")
         host = {name: to_host(part) for name, part in parts.items() if jax.tree.leaves(part)}
-        for path, leaf in jax.tree_util.tree_leaves_with_path(host):
-            if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all():
-                raise FloatingPointError(f"{jax.tree_util.keystr(path)} is not finite; it was not saved")
-        told: Any = {"progress": progress, "sha256": {name: sha256(part) for name, part in host.items()}}
+        for name, part in host.items():
+            for path, leaf in jax.tree_util.tree_leaves_with_path(part):
+                if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.isfinite(leaf).all():
+                    where = name + jax.tree_util.keystr(path)
+                    raise FloatingPointError(f"{where} is not finite; checkpoint {number} was not saved")
+        about = {
+            "progress": progress,
+            "score": score,
+            "arrays": {name: _forms(part) for name, part in parts.items()},
+            "sha256": {name: sha256(part) for name, part in parts.items()},
+        }
+        about: Any = json.loads(json.dumps(about))
         try:
-            response = self._orbax.save_checkpointables_async(
-                number,
-                host,
-                metrics=None if score is None else {"score": score},
-                custom_metadata=told,
+            response = ocp.save_checkpointables_async(
+                str(self._root / str(number)), host, custom_metadata={**about, "checksum": _checksum(about)}
             )
-            assert response is not None  # no policy leaves a save out
-            self._pending = number, response
         except _FAULTS as error:
             raise self._unsaved(number, error) from error
+        self._pending = number, response
 
     def wait(self):
-        """Returns when what was saved is on disk.
+        """Returns when what was saved is on disk, and what is not to be kept is gone.
 
         Raises:
           OSError: it could not be written; the checkpoints before are intact.
@@ -145,15 +141,12 @@ class Checkpoints:
             response.result()
         except _FAULTS as error:
             raise self._unsaved(number, error) from error
-
-    def _unsaved(self, number, error):
-        return OSError(
-            f"checkpoint {number} could not be written to {self._workdir / CHECKPOINTS}: {error}. "
-            f"Earlier ones are intact."
-        )
+        if jax.process_index() == 0:
+            self._remove_old()
+        _wait_for_all(f"checkpoint {number} written")
 
     def load(self, like: Parts) -> tuple[Parts, dict[str, Any]] | None:
-        """The parts and progress of the last checkpoint that is whole; None if there is none at all.
+        """The parts and progress of the last checkpoint that is whole; None if there never was one.
 
         Damaged ones after it are moved to `<workdir>/checkpoints_damaged`, with a warning.
 
@@ -161,29 +154,58 @@ class Checkpoints:
           like: parts of the same structure, shapes and types.
 
         Raises:
-          ValueError: there are checkpoints, but all are damaged.
+          ValueError: there were checkpoints, but all are damaged; or the last one is of another network.
         """
-        damaged = []
-        while numbers := self.numbers:
+        for number in reversed(self.numbers):
+            loaded, fault = None, "on another process"
             try:
-                return _read(self._orbax, numbers[-1], like)
+                loaded = _read(self._root / str(number), like)
+            except _Unfit as error:
+                raise ValueError(f"checkpoint {number} in {self._root} does not fit: {error}") from error
             except _FAULTS as error:
-                damaged.append(f"{numbers[-1]} ({_first_line(error)})")
-                self._put_aside(numbers[-1])
-                warnings.warn(f"checkpoint {damaged[-1]} is damaged; moved to {DAMAGED}", stacklevel=2)
-        if damaged:
-            raise ValueError(f"all checkpoints in {self._workdir} are damaged: {', '.join(damaged)}")
+                fault = _reason(error)
+            if loaded is not None and _everywhere(True):
+                return loaded
+            if jax.process_index() == 0:
+                self._put_aside(number, fault)
+            _wait_for_all(f"damaged checkpoint {number} moved")
+        if self._damaged.is_dir():
+            raise ValueError(
+                f"all checkpoints of {self._root.parent} are damaged; they were moved to {self._damaged}"
+            )
         return None
 
-    def _put_aside(self, number):
-        self._orbax.close()
+    def _put_aside(self, number, fault):
+        self._damaged.mkdir(exist_ok=True)
+        names = (str(number) if n == 1 else f"{number}_{n}" for n in itertools.count(1))
+        target = next(self._damaged / name for name in names if not (self._damaged / name).exists())
+        (self._root / str(number)).rename(target)
+        warnings.warn(f"checkpoint {number} is damaged ({fault}); it was moved to {target}", stacklevel=3)
+
+    def _unsaved(self, number, error):
         if jax.process_index() == 0:
-            target = self._workdir / DAMAGED / str(number)
-            target.parent.mkdir(exist_ok=True)
-            (self._workdir / CHECKPOINTS / str(number)).rename(target)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("damaged checkpoint moved")
-        self.__enter__()
+            self._remove_unfinished()  # the disk may be full of it
+        before = ", ".join(map(str, self.numbers))
+        return OSError(
+            f"checkpoint {number} could not be written to {self._root}: {_reason(error)}. "
+            + (f"The earlier ones are intact: {before}" if before else "There is no earlier one")
+        )
+
+    def _remove_unfinished(self):
+        for path in self._root.glob(f"*{_UNFINISHED}*"):
+            shutil.rmtree(path)
+
+    def _remove_old(self):
+        scores = {}
+        for number in self.numbers:
+            try:
+                scores[number] = _about(self._root / str(number))["score"]
+            except _FAULTS as error:
+                self._put_aside(number, _reason(error))
+        for number in scores.keys() - {*list(scores)[-self._keep :], _best(scores)}:
+            # Renamed first: a kill must not leave half of it under its number, as if it were damaged.
+            doomed = (self._root / str(number)).rename(self._root / f"{number}{_UNFINISHED}")
+            shutil.rmtree(doomed)
 
 
 def load_parts(folder: Path, like: Parts, *, best: bool = False) -> Parts:
@@ -205,32 +227,100 @@ def load_parts(folder: Path, like: Parts, *, best: bool = False) -> Parts:
     root = folder.parent if one else folder / CHECKPOINTS
     if not root.is_dir():
         raise FileNotFoundError(f"{folder} holds no checkpoints")
-    with ocp.training.Checkpointer(str(root)) as orbax:
-        found = {
-            c.step: c.metrics["score"] if best else c.step for c in orbax.checkpoints if c.metrics or not best
-        }
-        number = int(folder.name) if one else max(found, key=lambda n: (found[n], n), default=None)
-        if number not in found:
-            raise FileNotFoundError(f"{folder}: no such checkpoint; there are {sorted(found)}")
-        try:
-            return _read(orbax, number, like)[0]
-        except _FAULTS as error:
-            raise ValueError(f"checkpoint {number} in {root} does not fit or is damaged: {error}") from error
+    numbers = _numbers(root)
+    number = int(folder.name) if one else max(numbers, default=None)
+    if best and not one:
+        scores = {}
+        for n in numbers:
+            try:
+                scores[n] = _about(root / str(n))["score"]
+            except _FAULTS as error:
+                raise ValueError(f"checkpoint {n} in {root} is damaged: {_reason(error)}") from error
+        number = _best(scores)
+    if number not in numbers:
+        which = "checkpoint with a score" if best else "such checkpoint"
+        raise FileNotFoundError(f"{folder}: there is no {which} among {numbers}")
+    try:
+        return _read(root / str(number), like)[0]
+    except _Unfit as error:
+        raise ValueError(f"checkpoint {number} in {root} does not fit: {error}") from error
+    except _FAULTS as error:
+        raise ValueError(f"checkpoint {number} in {root} is damaged: {_reason(error)}") from error
 
 
-def _read(orbax, number, like):
-    """The parts and the progress of a checkpoint; one of `_FAULTS` if anything is wrong with them."""
-    told: Any = orbax.checkpointables_metadata(number).custom_metadata
-    filled = {name: part for name, part in like.items() if jax.tree.leaves(part)}
-    filled = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), jax.eval_shape(_plain, filled))
-    if unknown := filled.keys() - told["sha256"].keys():
-        raise ValueError(f"it has no {', '.join(sorted(unknown))}")
-    parts = orbax.load_checkpointables(number, filled)
-    for name, part in parts.items():
-        if sha256(part) != told["sha256"][name]:
-            raise ValueError(f"the checksum of {name} is wrong")
-    return {**like, **{name: from_host(part, like[name]) for name, part in parts.items()}}, told["progress"]
+def _numbers(root):
+    return sorted(int(path.name) for path in root.iterdir() if path.name.isdecimal())
 
 
-def _first_line(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+def _best(scores):
+    """The number with the best score, of equal ones the later; None if none has one."""
+    return max((n for n in scores if scores[n] is not None), key=lambda n: (scores[n], n), default=None)
+
+
+def _read(path, like):
+    """The parts and the progress of a checkpoint; `_Unfit`, or one of `_FAULTS` if it is damaged."""
+    about, parts = _about(path), dict(like)
+    for name, part in like.items():
+        found, wanted = about["arrays"].get(name, {}), _forms(part)
+        for where in {**wanted, **found}:
+            if found.get(where) != wanted.get(where):
+                has, needs = found.get(where, "not in it"), wanted.get(where, "no such array")
+                raise _Unfit(f"{name}{where} is {has}, expected {needs}")
+    for name, part in like.items():
+        if jax.tree.leaves(part):
+            # One by one: of parts that it has not come to when one fails, Orbax leaves coroutines behind.
+            host = ocp.load_checkpointables(path, {name: jax.tree.map(_blank, part)})[name]
+            parts[name] = jax.tree.map(_wrap, host, part)
+            if sha256(parts[name]) != about["sha256"][name]:
+                raise ValueError(f"the checksum of {name} is wrong")
+    return parts, about["progress"]
+
+
+def _about(path):
+    """What was saved beside the arrays; one of `_FAULTS` if it is damaged."""
+    about = json.loads((path / _METADATA).read_text())["custom_metadata"]
+    if about.pop("checksum") != _checksum(about):
+        raise ValueError(f"the checksum of {_METADATA} is wrong")
+    return about
+
+
+def _checksum(about):
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def _forms(part):
+    """Type and shape of every array, by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(part)
+    return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
+
+
+def _is_key(array):
+    return jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+
+
+def _blank(like):
+    """An array on the host for what `like` is or describes."""
+    plain = jax.eval_shape(jax.random.key_data, like) if _is_key(like) else like
+    return np.zeros(plain.shape, plain.dtype)
+
+
+def _wrap(host, like):
+    return jax.random.wrap_key_data(host, impl=jax.random.key_impl(like)) if _is_key(like) else host
+
+
+def _everywhere(mine: bool) -> bool:
+    """Whether it is so on all processes."""
+    return mine if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(mine)).all())
+
+
+def _wait_for_all(what):
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def _reason(error):
+    """What went wrong, in a line: the end of the first cause's message, where TensorStore tells it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    line = (str(error).strip() or type(error).__name__).splitlines()[0].partition(" [tensorstore_spec")[0]
+    return line if len(line) <= 200 else f"...{line[-200:]}"

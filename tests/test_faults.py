@@ -1,0 +1,152 @@
+"""Runs of experiments/train.py in processes of their own that are killed, stopped, or find the disk full.
+
+Whatever happened to a run, the same command goes on with it, and the end is bit for bit that of a run to
+which nothing happened.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sltt_jax import training
+
+pytestmark = pytest.mark.slow
+
+TRAIN = Path(__file__).parents[1] / "experiments" / "train.py"
+UPDATES, EPOCHS = 20, 3
+SETTINGS = (
+    "cifar10", "--made", "--model", "convnet", "--features", 4, "--dropout", 0.2, "--T", 2, "--k", 1,
+    "--train-samples", 8 * UPDATES, "--test-samples", 16, "--batch-size", 8, "--epochs", EPOCHS,
+)  # fmt: skip
+SAVES = ("--save-every", 3)
+KILLS = 20  # of every rule
+
+
+class Process:
+    """A run of the script, of which one process has the workdir at a time."""
+
+    def __init__(self, workdir, cache, *args, script=(TRAIN,)):
+        self.workdir, self.log = workdir, workdir.with_suffix(".log")
+        environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+        environment |= {
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(
+                [*map(str, (sys.executable, *script, *SETTINGS, *args, "--workdir", workdir))],
+                env=environment, stdout=subprocess.DEVNULL, stderr=log,
+            )  # fmt: skip
+
+    def wait_for(self, condition):
+        """Whether it came true before the process ended."""
+        while self.process.poll() is None:
+            if condition():
+                return True
+            time.sleep(0.001)
+        return False
+
+    def trains(self):
+        """Whether there is a progress bar."""
+        return b"update/s]" in self.log.read_bytes()
+
+    def first_update(self):
+        return int(self.log.read_text().rpartition(f"/{UPDATES * EPOCHS} [")[0].split()[-1])
+
+    def saves(self):
+        """The checkpoints that there are, and those that are being written."""
+        folder = self.workdir / training.CHECKPOINTS
+        return {name.partition(".")[0] for name in os.listdir(folder)} if folder.is_dir() else set()
+
+    def checkpoints(self):
+        return {*os.listdir(self.workdir / training.CHECKPOINTS)} & self.saves()
+
+    def lines(self):
+        """The epochs that there is a line of metrics of."""
+        path = self.workdir / training.METRICS_FILE
+        return path.read_text().splitlines() if path.exists() else []
+
+    def end(self):
+        """The exit status, and the errors."""
+        return self.process.wait(timeout=300), self.log.read_text()
+
+
+def outcome(workdir):
+    """What a run ended at, without what a clock gave."""
+    timed = ("seconds", "per_second", "per_update")
+    records = training.read_metrics(workdir)
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["status"] == "finished"
+    return summary["parameters_sha256"], [
+        {k: v for k, v in record.items() if not k.endswith(timed)} for record in records
+    ]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Compiled programs, so that a process that starts again does so in seconds."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, cache):
+    """By rule: the outcome of a run that nothing happened to, and its seconds from one save to the next."""
+    known = {}
+
+    def run(rule):
+        if rule not in known:
+            workdir = tmp_path_factory.mktemp("runs") / rule
+            process = Process(workdir, cache, "--rule", rule, *SAVES)
+            assert process.wait_for(process.trains), process.end()
+            began = time.monotonic()
+            last = str(EPOCHS * (UPDATES + 1))
+            assert process.wait_for(lambda: last in process.saves()), process.end()
+            period = (time.monotonic() - began) / (EPOCHS * -(-UPDATES // 3))
+            assert process.end()[0] == 0
+            known[rule] = outcome(workdir), period
+        return known[rule]
+
+    return run
+
+
+@pytest.mark.parametrize("rule", ["sltt", "sltt_k", "bptt"])
+def test_killed_at_random_and_gone_on_with(undisturbed, cache, tmp_path, rule):
+    whole, period = undisturbed(rule)
+    rng = random.Random(rule)
+    kills = in_saves = ahead = ended = 0
+    while kills < KILLS:
+        workdir, starts, status = tmp_path / str(ended), [], None
+        while status != 0:
+            process = Process(workdir, cache, "--rule", rule, *SAVES)
+            if process.wait_for(process.trains) and kills < KILLS:
+                starts.append(process.first_update())
+                aim = rng.choice([process.saves] * 2 + [process.checkpoints] * 2 + [process.lines])
+                before, more = {*aim()}, 1 if aim == process.lines else rng.randint(1, 2)
+                process.wait_for(lambda: len({*aim()} - before) >= more)  # noqa: B023
+                time.sleep(rng.uniform(0, period))
+                process.process.kill()
+            status, errors = process.end()
+            assert status in (0, -signal.SIGKILL), errors
+            if status:
+                kills += 1
+                in_saves += bool(process.saves() - process.checkpoints())
+                ahead += len(process.lines()) > max(map(int, process.checkpoints()), default=0) // (
+                    UPDATES + 1
+                )
+        ended += 1
+        assert outcome(workdir) == whole
+        # It went on from the last checkpoint every time, and not from the start.
+        assert starts == sorted(starts) and len({*starts}) > len(starts) / 2, starts
+        assert not (workdir / training.DAMAGED).exists() and process.saves() == process.checkpoints()
+    print(
+        f"\n{rule}: {kills} kills, {in_saves} in the middle of a save and {ahead} between a line of metrics "
+        f"and its checkpoint; {ended} runs ended as if there were none"
+    )
+    assert in_saves
