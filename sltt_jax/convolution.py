@@ -7,6 +7,10 @@ times slower. Here both are written as forward convolutions of that form (channe
     dx = conv(g dilated by the stride, w reversed in space with its channels swapped)
     dw = conv(x with channels as batch, g with batch as input channels, dilated by the stride)
 
+The second is slow for wide and shallow layers, whose window is as large as the image. For the windows that
+networks have, dw is instead a sum of matrix products, one for every entry (i, j) of the window, of x shifted
+by (i, j) and g.
+
 On other platforms the gradient is left to XLA, which maps it to the vendor's kernels.
 """
 
@@ -15,7 +19,17 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+
+# Rows of a matrix product of the window's gradient: what it reads should stay in the cache.
+_ROWS = 1024
+
+# Columns up to which the products of all entries of a window are one.
+_FEW_COLUMNS = 256
+
+# Entries of a window up to which each has a product of its own.
+_MOST_PRODUCTS = 49
 
 
 def conv_general_dilated(
@@ -120,6 +134,41 @@ def _input_gradient(x, w, g, strides, pads, precision):
 
 
 def _window_gradient(x, w, g, strides, pads, precision):
+    """A matrix product for every entry of the window, of a few samples at a time, which stay in the cache."""
+    *window, _, _ = w.shape
+    if math.prod(window) > _MOST_PRODUCTS:
+        return _window_gradient_as_convolution(x, w, g, strides, pads, precision)
+    B, *spatial, features = g.shape
+    samples = max(n for n in range(1, B + 1) if B % n == 0 and (n == 1 or n * math.prod(spatial) <= _ROWS))
+    ends = []
+    for n, m, k, s, (low, _) in zip(x.shape[1:], spatial, window, strides, pads, strict=False):
+        ends.append((low, (m - 1) * s + k - n - low, 0))
+
+    def products(i, total):
+        # Sliced in the loop: of inputs that are folded into blocks before it, XLA makes copies.
+        x_i, g_i = (lax.dynamic_slice_in_dim(a, i * samples, samples) for a in (x, g))
+        padded = lax.pad(x_i, jnp.zeros((), x.dtype), [(0, 0, 0), *ends, (0, 0, 0)])
+        seen = []  # what each entry of the window sees
+        for start in np.ndindex(*window):
+            stops = (k + (m - 1) * s + 1 for k, m, s in zip(start, spatial, strides, strict=True))
+            part = lax.slice(padded, (0, *start, 0), (samples, *stops, x.shape[-1]), (1, *strides, 1))
+            seen.append(part.reshape(-1, part.shape[-1]))
+        if len(seen) * x.shape[-1] <= _FEW_COLUMNS:  # one product is not too wide, and many are too narrow
+            seen = [jnp.concatenate(seen, -1)]
+        g_i = g_i.reshape(-1, features)
+        parts = (
+            lax.dot_general(
+                part, g_i, (((0,), (0,)), ((), ())), precision=precision, preferred_element_type=total.dtype
+            )
+            for part in seen
+        )
+        return total + jnp.concatenate(list(parts))
+
+    zero = jnp.zeros((w.size // features, features), jnp.promote_types(w.dtype, jnp.float32))
+    return lax.fori_loop(0, B // samples, products, zero).reshape(w.shape).astype(w.dtype)
+
+
+def _window_gradient_as_convolution(x, w, g, strides, pads, precision):
     spatial = tuple(range(1, x.ndim - 1))
     axes = (x.ndim - 1, *spatial, 0)
     ends = []

@@ -13,7 +13,11 @@ import jax.numpy as jnp
 
 from sltt_jax.surrogate import triangle
 
-# Longer loops than this gain nothing from unrolling on CPU or GPU and only take longer to compile.
+# Loops as short as this are unrolled on a CPU. Of longer ones XLA would make one pass for several steps that
+# computes the earlier steps again for each, which takes more time than their loop.
+_SHORT = 5
+
+# Steps of an iteration elsewhere: launches of kernels are what a loop costs there.
 _UNROLL = 8
 
 
@@ -92,6 +96,13 @@ def _check(v, x, name):
         raise ValueError(f"the input current must be floating point, got {x.dtype}")
 
 
+def _scan(step, v, xs):
+    """`lax.scan`, unrolled as it suits the platform."""
+    loop = lambda unroll: lambda v, xs: jax.lax.scan(step, v, xs, unroll=unroll)
+    C = len(xs)
+    return jax.lax.platform_dependent(v, xs, cpu=loop(C if C <= _SHORT else 1), default=loop(min(C, _UNROLL)))
+
+
 def lif_step(
     v: jax.Array, x: jax.Array, neuron: Neuron, *, temporal_gradient: bool = True
 ) -> tuple[jax.Array, jax.Array]:
@@ -148,7 +159,7 @@ def lif(
         raise ValueError(f"xs must hold at least one time step, got shape {xs.shape}")
     _check(v, xs[0], "input of one step")
     if temporal_gradient:
-        return jax.lax.scan(lambda v, x: lif_step(v, x, neuron), v, xs, unroll=min(len(xs), _UNROLL))
+        return _scan(lambda v, x: lif_step(v, x, neuron), v, xs)
     if len(xs) == 1:
         v, s = lif_step(v, xs[0], neuron, temporal_gradient=False)
         return jax.lax.stop_gradient(v), s[None]
@@ -157,5 +168,5 @@ def lif(
         return lif_step(v, x, constant)[0], v
 
     constant, v, currents = jax.lax.stop_gradient((neuron, v, xs))
-    v, before = jax.lax.scan(advance, v, currents, unroll=min(len(xs), _UNROLL))
+    v, before = _scan(advance, v, currents)
     return v, _fire(_charge(before, xs, neuron), neuron)
