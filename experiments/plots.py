@@ -37,23 +37,3 @@ def plot_curves(records: list[dict], path: Path, *, title: str):
     figure.suptitle(title)
     figure.savefig(path)
     plt.close(figure)
-
-
-def plot_memory(rows: dict[str, list[dict]], path: Path, *, title: str):
-    """Temporaries of an update against the number of time steps, a line for every rule."""
-    figure, axes = plt.subplots(figsize=(6.2, 3.8), layout="constrained")
-    for name, points in rows.items():
-        axes.plot(
-            [p["T"] for p in points],
-            [p["temp_bytes"] / 2**20 for p in points],
-            "o--" if name == "sltt_k(1)" else "o-",
-            label=name,
-        )
-    axes.set(xlabel="time steps T", ylabel="temporary memory of one update (MiB)", title=title)
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log", base=2)
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.legend()
-    figure.savefig(path)
-    plt.close(figure)

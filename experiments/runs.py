@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import optax
 from configs import PRESETS, Config, make_model, make_rule, reduced
 from data_sets import Source
-from jax.experimental import multihost_utils
 
 from sltt_jax import data, losses, rules, training
 
@@ -73,6 +72,8 @@ class Run(Config):
                 raise ValueError(f"{name} must be >= 1, got {value}")
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite exclude each other")
+        if self.coordinator not in (None, "auto") and not self.coordinator.rpartition(":")[2].isdecimal():
+            raise ValueError(f"coordinator must be host:port or auto, got {self.coordinator!r}")
         told = [
             self.coordinator not in (None, "auto"),
             self.num_processes is not None,
@@ -177,6 +178,8 @@ def prepare(run: Run) -> Experiment:
                 + "\n".join(lines)
             )
     experiment = build(dataclasses.replace(run, reduced=False))
+    if not training.same_everywhere(f"{wanted} {len(experiment.devices)}"):
+        raise ValueError("the processes differ in settings or number of devices; run the same command on all")
     if jax.process_index() == 0 and (found is None or run.overwrite):
         run.workdir.mkdir(parents=True, exist_ok=True)
         for folder in (training.CHECKPOINTS, training.DAMAGED, TENSORBOARD):
@@ -184,8 +187,7 @@ def prepare(run: Run) -> Experiment:
         for name in (training.METRICS_FILE, SUMMARY, CURVES):
             (run.workdir / name).unlink(missing_ok=True)
         write_json(path, wanted)
-    if jax.process_count() > 1:  # the others find the workdir as the first one leaves it
-        multihost_utils.sync_global_devices("workdir ready")
+    training.wait_for_all("workdir ready")  # the others find it as the first one leaves it
     return experiment
 
 

@@ -213,15 +213,11 @@ def main() -> int:
     try:
         run = tyro.extras.overridable_config_cli(presets(), description=__doc__)
         keep_compiled_programs()
-        if run.coordinator == "auto":
-            jax.distributed.initialize()
-        elif run.coordinator is not None:
-            jax.distributed.initialize(run.coordinator, run.num_processes, run.process_id)
-        experiment = prepare(run)
-    except (ValueError, OSError) as error:
-        return fail(error)
-    try:
-        summary = train(experiment)
+        if run.coordinator is not None:
+            training.join(run.coordinator, run.num_processes, run.process_id)
+        with training.together():
+            experiment = prepare(run)
+            summary = train(experiment)
     except (FloatingPointError, OSError, ValueError) as error:
         return fail(error)
     except training.Stopped as error:
@@ -233,6 +229,8 @@ def main() -> int:
 
 def fail(error: Exception) -> int:
     print(f"error: {error}", file=sys.stderr)
+    if jax.distributed.is_initialized():
+        training.leave(1)
     return 1
 
 

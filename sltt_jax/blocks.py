@@ -21,7 +21,7 @@ class Apply(Protocol):
     """A network as a pure function of a block of time steps; see the module's docstring."""
 
     def __call__(
-        self, params: PyTree, state: PyTree, xs: PyTree, *, temporal_gradient: bool
+        self, params: PyTree, state: PyTree, xs: PyTree, /, *, temporal_gradient: bool
     ) -> tuple[PyTree, PyTree]: ...
 
 

@@ -1,11 +1,14 @@
 """Memory and operations of compiled updates; neither is measured with a clock."""
 
+import dataclasses
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from sltt_jax import functional, losses
-from sltt_jax.analysis.flops import flops
+from sltt_jax.analysis import cost, cost_over_time, flops, growth, program_cost
 from sltt_jax.blocks import Repeat
 from sltt_jax.models import MLP, ConvNet
 from sltt_jax.rules import bptt, sltt, sltt_k, tbptt
@@ -16,14 +19,22 @@ LOSS = losses.classification()
 MODELS = {"mlp": (MLP((64, 64)), (32,)), "convnet": (ConvNet((8, 16)), (12, 12, 2))}
 
 
-def trace(name, rule, T, static=True):
+def arguments(name, T, static=True):
+    """Parameters, state, inputs and labels: shapes and types only."""
     model, shape = MODELS[name]
     x = jax.ShapeDtypeStruct((BATCH, *shape), jnp.float32)
-    params, state = jax.eval_shape(lambda: functional.init(model, jax.random.key(0), jnp.zeros(x.shape)))
+    params, state = jax.eval_shape(partial(functional.init, model), jax.random.key(0), x)
     inputs = Repeat(x, T) if static else jax.ShapeDtypeStruct((T, *x.shape), x.dtype)
-    labels = jax.ShapeDtypeStruct((BATCH,), jnp.int32)
-    f = jax.jit(rule.value_and_grad(functional.applier(model), LOSS))
-    return f.trace(params, state, inputs, labels, jax.random.key(0))
+    return params, state, inputs, jax.ShapeDtypeStruct((BATCH,), jnp.int32)
+
+
+def trace(name, rule, T, static=True):
+    f = jax.jit(rule.value_and_grad(functional.applier(MODELS[name][0]), LOSS))
+    return f.trace(*arguments(name, T, static), jax.random.key(0))
+
+
+def cost_of(name, rule, T):
+    return cost(functional.applier(MODELS[name][0]), LOSS, rule, *arguments(name, T))
 
 
 def temp_bytes(*args, **kwargs):
@@ -124,3 +135,75 @@ def test_flops_of_loops_and_branches():
         flops(jax.jit(branch).trace(w), backward_share=2)
     unused = lambda w: (w @ w, w + 1)[1]
     assert flops(jax.jit(unused).trace(w)) == 0
+
+
+def test_cost_of_a_dense_network_by_hand():
+    """What goes in, what comes out, and what is multiplied, under every rule alike."""
+    T, weights, hidden = 6, 32 * 64 + 64 * 64 + 64 * 10, 64 + 64
+    numbers_in = weights + hidden + 10 + BATCH * (hidden + 32 + 1)
+    numbers_out = weights + hidden + 10 + BATCH * (hidden + 10) + T + 1  # gradient, state, outputs, losses
+    forward = 2 * BATCH * T * weights
+    backward = 2 * BATCH * T * (2 * weights - 32 * 64)
+    for rule in (bptt(), tbptt(2), sltt(), sltt(chunk=3)):
+        found = cost_of("mlp", rule, T)
+        # A CPU counts the table of the 11 outputs too: 6 of gradient, 2 membranes, sum of outputs, 2 losses.
+        assert found.argument_bytes == 4 * numbers_in
+        assert found.output_bytes - 4 * numbers_out in (0, 8 * 11)
+        assert found.aliased_bytes == 0
+        assert found.total_bytes == found.argument_bytes + found.output_bytes + found.temp_bytes
+        assert (found.forward_flops, found.backward_flops) == (forward, backward)
+        assert found.flops == forward + backward
+        assert found.temp_bytes == temp_bytes("mlp", rule, T)
+        assert found.bytes_accessed > found.argument_bytes and found.compile_seconds > 0
+    found = cost_of("mlp", sltt_k(2), T)
+    assert found.argument_bytes == 4 * numbers_in + 8  # the key
+    assert found.forward_flops == forward and found.backward_flops == pytest.approx(backward * 2 / T)
+    assert cost_of("mlp", bptt(remat=True), T).backward_flops > backward
+
+
+def test_cost_of_shapes_is_the_cost_of_arrays():
+    model, shape = MODELS["convnet"]
+    x = jnp.ones((BATCH, *shape))
+    params, state = functional.init(model, jax.random.key(0), x)
+    y = jnp.zeros(BATCH, jnp.int32)
+    of_arrays = cost(functional.applier(model), LOSS, sltt(), params, state, Repeat(x, 4), y)
+    of_shapes = cost_of("convnet", sltt(), 4)
+    same = {"compile_seconds": 0}
+    assert dataclasses.replace(of_arrays, **same) == dataclasses.replace(of_shapes, **same)
+
+
+def test_growth_with_time():
+    model, _ = MODELS["mlp"]
+    sample = 4 * BATCH * 32
+    for static, of_input in ((True, 0), (False, sample)):
+        args = arguments("mlp", 5, static)
+        over_time = {
+            rule: cost_over_time(functional.applier(model), LOSS, rule, *args, T=(4, 8, 32))
+            for rule in (sltt(), bptt())
+        }
+        assert [list(costs) for costs in over_time.values()] == [[4, 8, 32]] * 2
+        flat, grown = (growth(costs) for costs in over_time.values())
+        assert flat == {
+            "argument_bytes": of_input, "output_bytes": 4, "temp_bytes": 0, "total_bytes": of_input + 4
+        }  # fmt: skip
+        # Spikes and membranes of two layers, at the least.
+        assert grown["temp_bytes"] > 4 * BATCH * (64 + 64) and grown["argument_bytes"] == of_input
+    with pytest.raises(ValueError, match=r"two or more numbers of time steps, got T=\[4\]"):
+        growth({4: over_time[sltt()][4]})
+    with pytest.raises(ValueError, match="T must be a whole number >= 1, got 0"):
+        cost_over_time(functional.applier(model), LOSS, sltt(), *args, T=(0, 4))
+    with pytest.raises(ValueError, match="chunk=8 is more than the T=4"):
+        cost_over_time(functional.applier(model), LOSS, sltt(chunk=8), *args, T=(4, 16))
+
+
+def test_donated_arguments_count_once():
+    update = lambda state, x: (state + x, x.sum())
+    args = jnp.zeros((16, 8)), jnp.ones(8)
+    found = {}
+    for donate in ((), (0,)):
+        traced = jax.jit(update, donate_argnums=donate).trace(*args)
+        program, found[donate] = program_cost(traced, forward_flops=0)
+        assert float(program(jnp.zeros((16, 8)), args[1])[1]) == 8
+    state = 4 * 16 * 8
+    assert found[()].aliased_bytes == 0 and found[0,].aliased_bytes == state
+    assert found[()].total_bytes - found[0,].total_bytes == state

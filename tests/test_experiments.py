@@ -245,15 +245,16 @@ def test_compare_rules(small, monkeypatch, tmp_path, capsys):
 
 
 def test_cost(monkeypatch, tmp_path, capsys):
-    args = ("digits_mlp", "--T", 2, 32, "--batch-size", 16, "--workdir", tmp_path)
+    args = ("digits_mlp", "--T", 2, 32, "--batch", 16, "--workdir", tmp_path)
     assert call(cost, monkeypatch, *args) == 0
     rules = json.loads((tmp_path / "cost.json").read_text())["rules"]
+    assert list(rules) == ["bptt", "tbptt(4)", "sltt", "sltt(chunk=4)", "sltt_k(1)"]
     assert [p["T"] for p in rules["bptt"]] == [2, 32] and [p["T"] for p in rules["tbptt(4)"]] == [32]
     assert rules["bptt"][1]["temp_bytes"] > 2 * rules["bptt"][0]["temp_bytes"]
     assert rules["sltt"][1]["temp_bytes"] < 1.01 * rules["sltt"][0]["temp_bytes"]
+    assert rules["sltt"][1]["total_bytes"] > rules["sltt"][1]["temp_bytes"]
+    assert (tmp_path / "cost.md").read_text() in capsys.readouterr().out
     assert (tmp_path / "memory.png").read_bytes().startswith(b"\x89PNG")
-    assert call(cost, monkeypatch, "nothing") == 2
-    assert "unknown preset 'nothing'; there are digits, digits_mlp" in unboxed(capsys.readouterr().err)
 
 
 # The authors' commands: net, T, k, epochs, batch, lr, weight decay, dropout, share and target of the MSE.

@@ -1,6 +1,55 @@
-"""What a training update costs."""
+"""What a training update costs, how far SLTT's gradient is from BPTT's, and what the neurons do.
 
+All here works on networks of any kind. What looks into the layers of a Linen network is imported by its own
+name: `sltt_jax.analysis.activity` and `sltt_jax.analysis.recording`.
+"""
+
+from sltt_jax.analysis.agreement import (
+    Agreement,
+    Report,
+    agreement,
+    compare,
+    report,
+    step_agreement,
+    step_gradients,
+)
+from sltt_jax.analysis.cost import Cost, cost, cost_over_time, growth, program_cost
 from sltt_jax.analysis.flops import flops
+from sltt_jax.analysis.limits import assert_memory_flat, largest_batch
 from sltt_jax.analysis.memory import temp_bytes
+from sltt_jax.analysis.temporal_part import (
+    LagNorms,
+    advice,
+    cut_share,
+    horizon,
+    lag_norms,
+    temporal_factors,
+)
+from sltt_jax.analysis.timing import Timing, time_update
 
-__all__ = ["flops", "temp_bytes"]
+__all__ = [
+    "Agreement",
+    "Cost",
+    "LagNorms",
+    "Report",
+    "Timing",
+    "advice",
+    "agreement",
+    "assert_memory_flat",
+    "compare",
+    "cost",
+    "cost_over_time",
+    "cut_share",
+    "flops",
+    "growth",
+    "horizon",
+    "lag_norms",
+    "largest_batch",
+    "program_cost",
+    "report",
+    "step_agreement",
+    "step_gradients",
+    "temp_bytes",
+    "temporal_factors",
+    "time_update",
+]

@@ -22,16 +22,14 @@ def flops(traced: jax.stages.Traced, *, backward_share: float = 1.0) -> float:
     Args:
       traced: `jax.jit(f).trace(*args)`; its program is not compiled or run.
       backward_share: the share of time steps at which `sltt_k` goes backward, k/T. Of any other `lax.cond`
-      the
-        most expensive branch counts.
+        the most expensive branch counts.
 
     Returns:
       The number of operations of one call.
 
     Raises:
       ValueError: `backward_share` is not in 0..1, or a `while` loop of unknown length holds matrix products
-      or
-        convolutions.
+        or convolutions.
     """
     if not 0 <= backward_share <= 1:
         raise ValueError(f"backward_share must be in 0..1, got {backward_share}")

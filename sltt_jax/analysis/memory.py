@@ -1,5 +1,7 @@
 """Memory of a compiled program."""
 
+from typing import Any
+
 import jax
 
 
@@ -12,7 +14,16 @@ def temp_bytes(compiled: jax.stages.Compiled) -> int:
     Raises:
       RuntimeError: the platform does not tell.
     """
+    return memory_stats(compiled).temp_size_in_bytes
+
+
+def memory_stats(compiled: jax.stages.Compiled) -> Any:
+    """All that the compiler tells: `argument_size_in_bytes`, `output_...`, `alias_...`, `temp_...` and more.
+
+    Raises:
+      RuntimeError: the platform does not tell.
+    """
     memory = compiled.memory_analysis()
     if memory is None:
         raise RuntimeError("this platform's compiler does not tell the memory of a program")
-    return memory.temp_size_in_bytes
+    return memory

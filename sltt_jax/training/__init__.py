@@ -14,6 +14,7 @@ from sltt_jax.training.parallel import (
     replicate,
     split,
 )
+from sltt_jax.training.processes import join, leave, same_everywhere, together, wait_for_all
 from sltt_jax.training.steps import (
     Evaluation,
     Metrics,
@@ -47,6 +48,8 @@ __all__ = [
     "frames",
     "images",
     "init_state",
+    "join",
+    "leave",
     "load_parts",
     "local_devices",
     "make_evaluate",
@@ -55,7 +58,10 @@ __all__ = [
     "parallel",
     "read_metrics",
     "replicate",
+    "same_everywhere",
     "sha256",
     "split",
+    "together",
     "train_epochs",
+    "wait_for_all",
 ]

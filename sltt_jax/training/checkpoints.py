@@ -15,6 +15,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from sltt_jax.training.processes import wait_for_all
+
 PyTree = Any
 
 # The parts of a state, each saved by itself: parameters, state of the optimizer, ...
@@ -77,11 +79,13 @@ class Checkpoints:
         if jax.process_index() == 0:
             self._root.mkdir(exist_ok=True)
             self._remove_unfinished()
-        _wait_for_all("checkpoints opened")
+        wait_for_all("checkpoints opened")
         return self
 
-    def __exit__(self, *raised):
-        self.wait()
+    def __exit__(self, kind, error, traceback):
+        # What one process alone may raise is no time to wait for the others; a loss that is not finite is.
+        if jax.process_count() == 1 or kind is None or issubclass(kind, FloatingPointError):
+            self.wait()
 
     @property
     def numbers(self) -> list[int]:
@@ -143,7 +147,7 @@ class Checkpoints:
             raise self._unsaved(number, error) from error
         if jax.process_index() == 0:
             self._remove_old()
-        _wait_for_all(f"checkpoint {number} written")
+        wait_for_all(f"checkpoint {number} written")
 
     def load(self, like: Parts) -> tuple[Parts, dict[str, Any]] | None:
         """The parts and progress of the last checkpoint that is whole; None if there never was one.
@@ -156,6 +160,7 @@ class Checkpoints:
         Raises:
           ValueError: there were checkpoints, but all are damaged; or the last one is of another network.
         """
+        self.wait()
         for number in reversed(self.numbers):
             loaded, fault = None, "on another process"
             try:
@@ -168,7 +173,7 @@ class Checkpoints:
                 return loaded
             if jax.process_index() == 0:
                 self._put_aside(number, fault)
-            _wait_for_all(f"damaged checkpoint {number} moved")
+            wait_for_all(f"damaged checkpoint {number} moved")
         if self._damaged.is_dir():
             raise ValueError(
                 f"all checkpoints of {self._root.parent} are damaged; they were moved to {self._damaged}"
@@ -311,11 +316,6 @@ def _wrap(host, like):
 def _everywhere(mine: bool) -> bool:
     """Whether it is so on all processes."""
     return mine if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(mine)).all())
-
-
-def _wait_for_all(what):
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
 
 
 def _reason(error):

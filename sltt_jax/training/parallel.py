@@ -5,6 +5,7 @@ That is the right form for SLTT. Gradients are summed over the time steps where 
 all-reduce follows after the last step; under `jit` with sharded arrays the compiler puts one into every step.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -49,7 +50,7 @@ def split(batch: PyTree, devices: Devices) -> PyTree:
 
 
 def replicate(tree: PyTree, devices: Devices) -> PyTree:
-    """A tree of arrays, whole on each of the devices."""
+    """A tree of arrays, whole on each of the devices; on the first it may share its memory with `tree`."""
     mesh = jax.sharding.Mesh(np.asarray(devices), (AXIS,))
     return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
@@ -59,16 +60,18 @@ def parallel(f: Callable, devices: Devices, *, arguments: int, donate: bool = Fa
 
     Args:
       f: returns what is the same on all devices.
-      devices: of this process; with several processes each names its own.
+      devices: of this process; with several processes those at the same places of all of them.
       arguments: how many arguments before the batch all devices share.
       donate: give the memory of the first of them to the results.
     """
+    places = [jax.local_devices().index(device) for device in devices]
+    processes = range(jax.process_count())
     return jax.pmap(
         f,
         AXIS,
         in_axes=(None,) * arguments + (0,),
         out_axes=None,  # pyright: ignore[reportArgumentType]
-        devices=devices,
+        devices=[jax.local_devices(process_index=p)[place] for p in processes for place in places],
         donate_argnums=0 if donate else (),
     )
 
@@ -79,14 +82,21 @@ def check_replicated(tree: PyTree):
     `pmap` takes what comes out of its first device for the whole, and does not look at the others. Every
     process must call this at the same point.
     """
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        first, *others = (np.asarray(shard.data) for shard in leaf.addressable_shards)
-        for device, other in zip(leaf.addressable_shards[1:], others, strict=True):
-            if not np.array_equal(first, other, equal_nan=True):
-                name = jax.tree_util.keystr(path)
-                raise RuntimeError(
-                    f"{name} on {device.device} differs from {leaf.addressable_shards[0].device}"
-                )
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    digests = []
+    for path, leaf in leaves:
+        found = [_digest(shard.data) for shard in leaf.addressable_shards]
+        for shard, digest in zip(leaf.addressable_shards, found, strict=True):
+            if digest != found[0]:
+                name, first = jax.tree_util.keystr(path), leaf.addressable_shards[0].device
+                raise RuntimeError(f"{name} on {shard.device} differs from {first}")
+        digests.append(np.frombuffer(found[0], np.uint8))
     if jax.process_count() > 1:
-        values = jax.tree.map(lambda leaf: np.asarray(leaf.addressable_shards[0].data), tree)
-        multihost_utils.assert_equal(values, "the processes hold different parameters")
+        everywhere = multihost_utils.process_allgather(np.stack(digests))  # [processes, leaves, bytes]
+        for (path, _), of_leaf in zip(leaves, np.moveaxis(everywhere, 1, 0), strict=True):
+            if (of_leaf != of_leaf[0]).any():
+                raise RuntimeError(f"{jax.tree_util.keystr(path)} differs from process to process")
+
+
+def _digest(array):
+    return hashlib.sha256(np.asarray(array).tobytes()).digest()

@@ -1,0 +1,142 @@
+"""What the neurons of a network do: firing rates, dead and saturated layers, operations and energy.
+
+    python experiments/activity.py digits                   a preset as it starts
+    python experiments/activity.py runs/digits              a run as it ended, or one of its checkpoints
+
+takes a few seconds. Writes activity.json and activity.png. The energy is the usual estimate for 45 nm CMOS,
+4.6 pJ a multiplication and addition and 0.9 pJ an addition (Horowitz, ISSCC 2014), of arithmetic alone.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import tyro
+from configs import PRESETS
+from evaluate import read_run, workdir_of
+from measures import Weights, load_weights, measure_activity
+from plots_activity import plot_activity
+from runs import Experiment, Run, build, keep_compiled_programs, write_json
+from train import fail
+
+from sltt_jax.analysis.activity import Activity, energy, problems
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is looked at.
+
+    Attributes:
+      network: a preset, the workdir of a run, or one of its checkpoints.
+      batch: samples; those of an update by default.
+      T: time steps; those of the run by default.
+      reduced: of a preset, the recipe made small.
+      made: of a preset, on made-up data of the same form.
+      data_dir: directory of the data sets.
+      workdir: directory of what is written; by default that of the run, or runs/activity_<preset>.
+    """
+
+    network: tyro.conf.Positional[str]
+    batch: int | None = None
+    T: int | None = None
+    reduced: bool = False
+    made: bool = False
+    data_dir: Path = Path("data")
+    workdir: Path | None = None
+
+    def __post_init__(self):
+        for name in ("batch", "T"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be >= 1, got {value}")
+        if self.network not in PRESETS and (self.reduced or self.made):
+            raise ValueError("reduced and made are for presets; a run has its own settings")
+        if self.network not in PRESETS and not Path(self.network).is_dir():
+            raise ValueError(f"{self.network!r} is no directory, and no preset: {', '.join(PRESETS)}")
+
+
+def open_network(settings: Settings) -> tuple[Experiment, Weights, Path]:
+    """The experiment, its parameters and the directory to write to."""
+    # The rule does not matter, but k, window and chunk must fit T.
+    changed = {"rule": "sltt", "chunk": 1, "devices": 1}
+    changed |= {k: v for k, v in (("batch_size", settings.batch), ("T", settings.T)) if v is not None}
+    if settings.network in PRESETS:
+        preset = {**vars(PRESETS[settings.network]()), **changed}
+        run = Run(**preset, reduced=settings.reduced, made=settings.made, data_dir=settings.data_dir)
+        experiment = build(run)
+        state = experiment.initial_state(jax.random.key(run.seed))
+        workdir = Path("runs") / f"activity_{settings.network}"
+        return experiment, Weights(state.params, state.variables), settings.workdir or workdir
+    folder = Path(settings.network)
+    run = dataclasses.replace(read_run(workdir_of(folder), settings.data_dir), **changed)
+    experiment = build(run)
+    return experiment, load_weights(experiment, folder), settings.workdir or workdir_of(folder)
+
+
+def summarise(measured: Activity) -> dict:
+    """The numbers of a network as JSON takes them."""
+    layers = {
+        path: {
+            "rates": [float(r) for r in rates],
+            "dead": float(np.mean(measured.neurons[path] == 0)),
+            "saturated": float(np.mean(measured.neurons[path] == 1)),
+        }
+        for path, rates in measured.rates.items()
+    }
+    weights = {
+        path: {
+            "macs": float(w.macs),
+            "operations": float(w.operations.sum()),
+            "analogue_input": bool(w.analogue),
+        }
+        for path, w in measured.weights.items()
+    }
+    return {
+        "layers": layers,
+        "weights": weights,
+        "energy": energy(measured)._asdict(),
+        "problems": problems(measured),
+    }
+
+
+def show(found: dict) -> str:
+    """What a person wants to read."""
+    width = max(len(name) for name in found["layers"])
+    lines = [f"{'layer':{width}}  firing rate at each step ... (neurons that never spike, always spike)"]
+    for name, layer in found["layers"].items():
+        rates = " ".join(f"{rate:.3f}" for rate in layer["rates"])
+        ends = f"({100 * layer['dead']:.0f} %, {100 * layer['saturated']:.0f} %)"
+        lines.append(f"{name:{width}}  {rates}  {ends}")
+    e = found["energy"]
+    lines += [
+        "",
+        f"operations of a sample  {e['synaptic_operations']:.4g} additions at spikes, and "
+        f"{e['analogue_macs']:.4g} MACs of analogue input; the same ANN {e['ann_macs']:.4g} MACs",
+        f"energy of a sample      {1e6 * e['joules']:.4g} uJ; the same ANN {1e6 * e['ann_joules']:.4g} uJ",
+    ]
+    return "\n".join([*lines, *(f"warning: {problem}" for problem in found["problems"])])
+
+
+def main() -> int:
+    try:
+        settings = tyro.cli(Settings, description=__doc__)
+        keep_compiled_programs()
+        experiment, weights, workdir = open_network(settings)
+        workdir.mkdir(parents=True, exist_ok=True)
+        batch = next(experiment.source.train)
+    except (ValueError, OSError) as error:
+        return fail(error)
+    # Before training the running statistics are not yet those of anything.
+    found = summarise(measure_activity(experiment, weights, batch, train=settings.network in PRESETS))
+    run = experiment.run
+    write_json(workdir / "activity.json", {"network": settings.network, "T": run.T, **found})
+    when = "at the start" if settings.network in PRESETS else "trained"
+    plot_activity(found, workdir / "activity.png", title=f"{run.model}, {run.data}, T={run.T}, {when}")
+    print(f"{show(found)}\n\nfiles  {workdir}: activity.json, activity.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""The paper's claims on memory and time, held against compiled updates of its networks at its batch sizes.
+
+    python experiments/paper_claims.py
+
+takes about ten minutes on two cores. For the memory nothing is run, so that batches of any size need not fit
+into that of the machine. SLTT-K's time is measured on a batch that two cores can manage. Writes
+paper_claims.json and paper_claims.md.
+"""
+
+import dataclasses
+import statistics
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import tyro
+from configs import PRESETS
+from cost import trace_update
+from rule_names import parse_rule, show_rule
+from runs import Run, write_json
+from tqdm import tqdm
+from train import fail
+
+from sltt_jax.analysis import time_update
+
+
+class Claim(NamedTuple):
+    """Memory under SLTT over that under BPTT (Meng et al. 2023, table 1), and what it is to be below here."""
+
+    preset: str
+    paper: float
+    goal: float
+
+
+MEMORY = (
+    Claim("cifar10", 1.09 / 3.00, 0.25),
+    Claim("dvs_cifar10", 1.07 / 3.70, 1.07 / 3.70),
+    Claim("dvs_gesture", 1.07 / 5.82, 1.07 / 5.82),
+    Claim("imagenet_stage2", 8.47 / 28.41, 8.47 / 28.41),
+)
+TIME_PRESET = "imagenet_stage2"
+TIME_RULES = "bptt", "sltt", "sltt_k:2", "sltt_k:1"
+PAPER_TIMES = {"bptt": 73.8, "sltt": 66.9, "sltt_k:1": 32.03}  # hours
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is checked.
+
+    Attributes:
+      memory: presets whose memory is compared.
+      time: rounds of timed updates, one of every rule; 0 leaves the time out.
+      time_batch: samples of those.
+      width: multiplies the channels of the networks, to try this script out.
+      workdir: directory of what is written.
+    """
+
+    memory: tuple[str, ...] = tuple(claim.preset for claim in MEMORY)
+    time: int = 5
+    time_batch: int = 2
+    width: float = 1.0
+    workdir: Path = Path("runs/paper_claims")
+
+    def __post_init__(self):
+        known = [claim.preset for claim in MEMORY]
+        if unknown := [name for name in self.memory if name not in known]:
+            raise ValueError(f"memory must be of {', '.join(known)}, got {', '.join(unknown)}")
+        if self.time < 0 or self.time_batch < 1 or not self.width > 0:
+            raise ValueError(f"time must be >= 0, time_batch >= 1 and width > 0, got {self}")
+
+    def run(self, preset: str, rule: str) -> Run:
+        """The recipe of a preset under a rule."""
+        return Run(**{**vars(PRESETS[preset]()), "width": self.width, **parse_rule(rule)})
+
+
+def memory(settings: Settings, claim: Claim) -> dict:
+    """Bytes of one update of a recipe under BPTT and SLTT, at its own batch size."""
+    row = {**claim._asdict(), "ratio": 0.0}
+    for rule in ("bptt", "sltt"):
+        run = settings.run(claim.preset, rule)
+        _, cost = trace_update(run, run.batch_size).cost()
+        row |= {"model": run.model, "T": run.T, "batch": run.batch_size}
+        row[rule] = {"total_bytes": cost.total_bytes, "temp_bytes": cost.temp_bytes,
+                     "compile_seconds": cost.compile_seconds}  # fmt: skip
+    row["ratio"] = row["sltt"]["total_bytes"] / row["bptt"]["total_bytes"]
+    return row
+
+
+def times(settings: Settings) -> list[dict]:
+    """Operations and seconds of an update under every rule, and how few operations SLTT-K could do with."""
+    programs = {
+        rule: trace_update(settings.run(TIME_PRESET, rule), settings.time_batch, real=True)
+        for rule in TIME_RULES
+    }
+    costs = {rule: program.cost() for rule, program in programs.items()}
+    seconds = {rule: [] for rule in TIME_RULES}
+    # Round robin, so that whatever else the machine does falls on all alike.
+    for _ in range(settings.time):
+        for rule, (compiled, _) in costs.items():
+            program = programs[rule]
+            seconds[rule] += time_update(compiled, program.state, program.batch, repeats=1).each
+    spatial = costs["sltt"][1]
+    rows = []
+    for rule, (_, cost) in costs.items():
+        share = programs[rule].backward_share
+        rows.append(
+            {
+                "rule": rule,
+                "flops": cost.flops,
+                # T forward passes and K backward passes of SLTT.
+                "bound": spatial.forward_flops + share * spatial.backward_flops,
+                "seconds": statistics.median(seconds[rule]),
+                "paper_hours": PAPER_TIMES.get(rule),
+            }
+        )
+    return rows
+
+
+def tabulate_memory(rows: list[dict]) -> str:
+    """A Markdown table, a line for every network."""
+    lines = ["| network | T | batch | bptt (GB) | sltt (GB) | ratio | goal | paper |", "|---" * 8 + "|"]
+    for row in rows:
+        size = " | ".join(f"{row[rule]['total_bytes'] / 1e9:.3f}" for rule in ("bptt", "sltt"))
+        lines.append(
+            f"| {row['model']} | {row['T']} | {row['batch']} | {size} "
+            f"| {row['ratio']:.3f} | {row['goal']:.3f} | {row['paper']:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def tabulate_times(rows: list[dict]) -> str:
+    """A Markdown table, a line for every rule; everything but the first number is over bptt."""
+    exact = rows[0]
+    lines = ["| rule | s / update | time | GFLOP | its bound | paper's time |", "|---" * 6 + "|"]
+    for row in rows:
+        paper = "" if row["paper_hours"] is None else f"{row['paper_hours'] / exact['paper_hours']:.3f}"
+        lines.append(
+            f"| {show_rule(row['rule'])} | {row['seconds']:.3f} | {row['seconds'] / exact['seconds']:.3f} "
+            f"| {row['flops'] / exact['flops']:.3f} | {row['bound'] / exact['flops']:.3f} | {paper} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    try:
+        settings = tyro.cli(Settings, description=__doc__)
+        settings.workdir.mkdir(parents=True, exist_ok=True)
+        found: dict[str, list[dict]] = {"memory": [], "time": []}
+        for claim in tqdm([c for c in MEMORY if c.preset in settings.memory], unit="network"):
+            found["memory"].append(memory(settings, claim))
+            write_json(settings.workdir / "paper_claims.json", found)
+        if settings.time:
+            found["time"] = times(settings)
+            write_json(settings.workdir / "paper_claims.json", found)
+    except (ValueError, OSError) as error:
+        return fail(error)
+    parts = []
+    if found["memory"]:
+        parts.append(f"Memory of one update:\n\n{tabulate_memory(found['memory'])}")
+    if found["time"]:
+        run = settings.run(TIME_PRESET, "bptt")
+        title = f"{run.model}, T={run.T}, batch {settings.time_batch}, {jax.devices()[0].device_kind}"
+        parts.append(f"{title}, over bptt:\n\n{tabulate_times(found['time'])}")
+    text = "\n\n".join(parts)
+    (settings.workdir / "paper_claims.md").write_text(text + "\n")
+    print(f"\n{text}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""How the peers in JAX become programs."""
+
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import jax
+
+from peers.protocol import Program, peak_memory
+
+
+def compile_update(
+    update: Callable,
+    state: Any,
+    *args: Any,
+    loss_of: Callable[[Any], Any] = lambda loss: loss,
+    flops: Callable[[Any], float] | None = None,
+) -> Program:
+    """Compiles `update(state, *args) -> (state, metrics)`, the state donated.
+
+    Args:
+      update: the whole update.
+      state: before the first one.
+      *args: the same for all of them.
+      loss_of: takes the loss out of the metrics.
+      flops: counts the operations of a traced function.
+    """
+    args = jax.device_put(args)
+    began = time.perf_counter()
+    traced = jax.jit(update, donate_argnums=0).trace(state, *args)
+    compiled = traced.lower().compile()
+    figures: dict[str, float | None] = {"compile_seconds": time.perf_counter() - began}
+    memory = compiled.memory_analysis()
+    figures["temp_bytes"] = None if memory is None else memory.temp_size_in_bytes
+    figures["flops"] = None if flops is None else flops(traced)
+    carried = [state]
+
+    def once() -> float:
+        carried[0], metrics = jax.block_until_ready(compiled(carried[0], *args))
+        return float(loss_of(metrics))
+
+    return Program(once, figures, peak_memory if jax.default_backend() == "cpu" else None)
+
+
+def about(*packages: str) -> dict[str, str]:
+    """Device and versions."""
+    return {
+        "device": jax.devices()[0].device_kind,
+        **{name: version(name) for name in ("jax", *packages)},
+    }

@@ -1,0 +1,88 @@
+"""This library, by its public names: `training.make_update` of a model under a rule."""
+
+import re
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from peers import jax_program
+from peers.protocol import Program
+from peers.workloads import LEARNING_RATE, MOMENTUM, TAU, Workload, inputs, jax_weights
+from sltt_jax import Neuron, Repeat, losses, rules, training
+from sltt_jax.analysis import flops
+from sltt_jax.layers import LIF, at_least_float32
+from sltt_jax.models import MLP, VGG11, ConvNet, ResNet18
+
+NEURON = Neuron(tau=TAU)
+
+
+class Linear(nn.Module):
+    """Dense - LIF."""
+
+    features: int
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, xs: jax.Array, *, train: bool, temporal_gradient: bool) -> jax.Array:
+        """Spikes `[T, B, features]` of inputs `[T, B, n]`."""
+        del train
+        xs = nn.Dense(self.features, dtype=self.dtype)(xs)
+        return at_least_float32(LIF(NEURON)(xs, temporal_gradient=temporal_gradient))
+
+
+def model(workload: Workload, dtype: jnp.dtype | None) -> nn.Module:
+    """The network of a workload, as the library has it."""
+    kinds = [layer[0] for layer in workload.layers]
+    features = tuple(layer[1] for layer in workload.layers if layer[0] in ("dense", "conv"))
+    if not workload.classes:
+        return Linear(*features, dtype=dtype)
+    if "block" in kinds:
+        return ResNet18(classes=workload.classes, neuron=NEURON, dtype=dtype)
+    if "tile" in kinds:
+        return VGG11(classes=workload.classes, neuron=NEURON, dtype=dtype)
+    network = ConvNet if "conv" in kinds else MLP
+    return network(features[:-1], workload.classes, NEURON, dtype=dtype)
+
+
+def make_rule(name: str, T: int) -> rules.Rule:
+    """The rule of a name such as "sltt", "sltt(chunk=5)", "bptt(chunk=T)" or "sltt_k(2)"."""
+    if chunk := re.fullmatch(r"sltt\(chunk=(\d+)\)", name):
+        return rules.sltt(chunk=int(chunk[1]))
+    return {
+        "bptt": rules.bptt(chunk=1),
+        "bptt(chunk=T)": rules.bptt(chunk=T),
+        "sltt": rules.sltt(chunk=1),
+        "sltt_k(1)": rules.sltt_k(1),
+        "sltt_k(2)": rules.sltt_k(2),
+    }[name]
+
+
+def make_update(workload: Workload, rule: rules.Rule, precision: str):
+    """`(update, state, batch)` of a workload, all of it before the first update."""
+    net = model(workload, None if precision == "float32" else jnp.dtype(precision))
+    x, y = inputs(workload)
+    encode = lambda x, key: Repeat(x, workload.T) if workload.static else x
+    optimizer = optax.sgd(LEARNING_RATE, momentum=MOMENTUM)
+    step_loss = losses.cross_entropy if workload.classes else lambda outputs, y: outputs.mean()
+    init = partial(training.init_state, net, optimizer, encode)
+    state = jax.jit(init)(jax.random.key(0), x)
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, p: jnp.asarray(jax_weights(workload, path[-1].key, p.shape), p.dtype), state.params
+    )
+    update = training.make_update(net, rule, step_loss, optimizer, encode)
+    return update, state._replace(params=params), {"x": x, "y": y}
+
+
+def program(workload: Workload, rule: str, precision: str) -> Program:
+    """An update under a rule, compiled."""
+    found = make_rule(rule, workload.T)
+    update, state, batch = make_update(workload, found, precision)
+    share = found.k / workload.T if isinstance(found, rules.sltt_k) else 1.0
+    count = partial(flops, backward_share=share)
+    return jax_program.compile_update(update, state, batch, loss_of=lambda metrics: metrics.loss, flops=count)
+
+
+about = partial(jax_program.about, "sltt-jax", "flax")
