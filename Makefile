@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 
-.PHONY: train test test-slow lint clean
+.PHONY: train test test-slow lint notebooks clean
 
 train: $(READY)
 	$(RUN) experiments/train.py digits --rule sltt --T 6 --epochs 20 --workdir runs/digits --overwrite
@@ -19,6 +19,9 @@ lint: $(READY)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/pyright
+
+notebooks: $(READY)
+	$(RUN) notebooks/execute.py
 
 clean:
 	rm -rf $(VENV) runs dist .pytest_cache .ruff_cache

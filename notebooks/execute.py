@@ -10,11 +10,13 @@ import base64
 import io
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 from PIL import Image
+from traitlets.config import Config
 
 # The outputs are those of a CPU: with an accelerator the memory of a program would be another.
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu"}
@@ -32,15 +34,18 @@ def execute(path: Path) -> nbformat.NotebookNode:
       nbclient.exceptions.CellTimeoutError: a cell takes longer than ten minutes.
     """
     notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(
-        notebook,
-        kernel_name="python3",
-        timeout=600,
-        record_timing=False,
-        coalesce_streams=True,
-        resources={"metadata": {"path": str(path.parent)}},
-    )
-    client.execute(env={**os.environ, **ENVIRONMENT})
+    with tempfile.TemporaryDirectory() as folder:
+        client = NotebookClient(
+            notebook,
+            kernel_name="python3",
+            timeout=600,
+            record_timing=False,
+            coalesce_streams=True,
+            resources={"metadata": {"path": str(path.parent)}},
+            # Sockets in the file system are no one else's business, unlike the ports of a machine.
+            config=Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"}),
+        )
+        client.execute(env={**os.environ, **ENVIRONMENT})
     notebook.metadata = nbformat.from_dict(METADATA)
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
