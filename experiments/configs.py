@@ -135,12 +135,12 @@ def digits() -> Config:
 
 
 def digits_mlp() -> Config:
-    """The same digits, a network of two fully connected layers.
+    """The same digits, a network of two fully connected layers; at a threshold of 1 its second starts silent.
 
     python experiments/train.py digits_mlp
     """
     return Config(
-        "digits_mlp", "digits", model="mlp", features=(256, 256),
+        "digits_mlp", "digits", model="mlp", features=(256, 256), v_threshold=0.5,
         optimizer="adamw", lr=2e-3, weight_decay=1e-2,
     )  # fmt: skip
 

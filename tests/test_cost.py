@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from sltt_jax import functional, losses
+from sltt_jax import convolution, functional, losses
 from sltt_jax.analysis import cost, cost_over_time, flops, growth, program_cost
 from sltt_jax.blocks import Repeat
 from sltt_jax.models import MLP, ConvNet
@@ -90,8 +90,9 @@ def test_memory_of_the_stream_driver_has_no_time_in_it():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_flops_are_those_of_the_unrolled_program(name):
+def test_flops_are_those_of_the_unrolled_program(name, monkeypatch):
     """XLA counts a program without loops right; elementwise work is what it counts beside ours."""
+    monkeypatch.setattr(convolution, "_ROWS", 10**6)  # all samples at once in the gradient of a window
     T = 4
     traced = trace(name, sltt(chunk=T), T)
     compiled = traced.lower().compile()
@@ -143,8 +144,10 @@ def test_cost_of_a_dense_network_by_hand():
     numbers_in = weights + hidden + 10 + BATCH * (hidden + 32 + 1)
     numbers_out = weights + hidden + 10 + BATCH * (hidden + 10) + T + 1  # gradient, state, outputs, losses
     forward = 2 * BATCH * T * weights
-    backward = 2 * BATCH * T * (2 * weights - 32 * 64)
     for rule in (bptt(), tbptt(2), sltt(), sltt(chunk=3)):
+        backward = 2 * BATCH * T * (2 * weights - 32 * 64)
+        if rule == bptt():  # JAX takes the first layer of an input that never changes out of the loop
+            backward -= 2 * BATCH * (T - 1) * 32 * 64
         found = cost_of("mlp", rule, T)
         # A CPU counts the table of the 11 outputs too: 6 of gradient, 2 membranes, sum of outputs, 2 losses.
         assert found.argument_bytes == 4 * numbers_in
@@ -155,6 +158,7 @@ def test_cost_of_a_dense_network_by_hand():
         assert found.flops == forward + backward
         assert found.temp_bytes == temp_bytes("mlp", rule, T)
         assert found.bytes_accessed > found.argument_bytes and found.compile_seconds > 0
+    backward = 2 * BATCH * T * (2 * weights - 32 * 64)
     found = cost_of("mlp", sltt_k(2), T)
     assert found.argument_bytes == 4 * numbers_in + 8  # the key
     assert found.forward_flops == forward and found.backward_flops == pytest.approx(backward * 2 / T)

@@ -204,7 +204,11 @@ class TestActivity:
         assert list(found["layers"]) == ["LIF_0", "LIF_1"]
 
     def test_problems_at_the_start(self):
-        for threshold, words in ((1.0, []), (100.0, ["LIF_0 is silent", "LIF_1 is silent"])):
+        for threshold, words in (
+            (0.5, []),
+            (1.0, ["LIF_0", "LIF_1 is silent"]),
+            (100.0, ["LIF_0 is silent", "LIF_1 is silent"]),
+        ):
             settings = {**vars(PRESETS["digits_mlp"]()), "T": 2, "v_threshold": threshold}
             experiment = runs.build(runs.Run(**settings))
             found = measures.initial_problems(experiment, experiment.initial_state(jax.random.key(0)))

@@ -150,3 +150,47 @@ def test_killed_at_random_and_gone_on_with(undisturbed, cache, tmp_path, rule):
         f"and its checkpoint; {ended} runs ended as if there were none"
     )
     assert in_saves
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_and_gone_on_with(undisturbed, cache, tmp_path, number):
+    """SIGTERM is what a scheduler sends before it takes a machine away, SIGINT is Ctrl-C."""
+    whole, _ = undisturbed("sltt")
+    workdir = tmp_path / "run"
+    process = Process(workdir, cache, "--rule", "sltt", *SAVES)
+    assert process.wait_for(lambda: process.lines()), process.end()
+    process.process.send_signal(number)
+    status, errors = process.end()
+    assert status == 128 + number and f"stopped by {number.name}; the same command goes on" in errors
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["status"] == "stopped" and 1 <= summary["epochs"] < EPOCHS
+    again = Process(workdir, cache, "--rule", "sltt", *SAVES)
+    assert again.wait_for(again.trains) and again.first_update() >= UPDATES
+    assert again.end()[0] == 0
+    assert outcome(workdir) == whole
+
+
+# Runs a script with no file growing beyond so many bytes: the kernel refuses the write, as a full disk does.
+FULL = (
+    "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2); "
+    "sys.argv = sys.argv[2:]; sys.path.insert(0, sys.argv[0].rpartition('/')[0]); "
+    "runpy.run_path(sys.argv[0], run_name='__main__')"
+)
+
+
+def test_a_full_disk_ends_a_run_that_can_be_gone_on_with(undisturbed, cache, tmp_path):
+    whole, _ = undisturbed("sltt")
+    workdir = tmp_path / "run"
+    process = Process(workdir, cache, "--rule", "sltt", *SAVES)
+    assert process.wait_for(lambda: len(process.checkpoints()) == 2), process.end()
+    process.process.kill()
+    process.end()
+    before = process.checkpoints()
+    largest = max(path.stat().st_size for path in workdir.rglob("*") if path.is_file())
+    full = Process(workdir, cache, "--rule", "sltt", *SAVES, script=("-c", FULL, largest // 2, TRAIN))
+    status, errors = full.end()
+    assert status == 1 and "could not be written to" in errors and "File too large" in errors, errors
+    assert full.checkpoints() >= before - {min(before, key=int)} and not (workdir / training.DAMAGED).exists()
+    again = Process(workdir, cache, "--rule", "sltt", *SAVES)
+    assert again.end()[0] == 0
+    assert outcome(workdir) == whole

@@ -1,11 +1,16 @@
 """The experiments that are made of many runs, on a few samples."""
 
 import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import ablation
 import k_tradeoff
+import precision
 import pytest
+import scaling
 import sweeps
 
 QUICK = ("digits_mlp", "--features", 8, "--T", 2, "--epochs", 1, "--train-samples", 128, "--test-samples", 64)
@@ -60,12 +65,38 @@ def test_ablation(monkeypatch, tmp_path, capsys):
     assert (tmp_path / "ablation.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_precision(monkeypatch, tmp_path, capsys):
+    args = (*QUICK, "--precisions", "float32", "float16", "--seeds", 2, "--workdir", tmp_path)
+    assert call(precision, monkeypatch, *args) == 0
+    single, half = json.loads((tmp_path / "precision.json").read_text())["rows"]
+    assert (single["precision"], half["precision"]) == ("float32", "float16")
+    assert 0 < abs(single["train_loss"][0] - half["train_loss"][0]) < 0.1
+    assert summary(tmp_path / "float16" / "1")["precision"] == "float16"
+    assert (tmp_path / "precision.md").read_text() in capsys.readouterr().out
+
+
+def test_scaling(tmp_path):
+    """In a process of its own, since it says how many devices JAX is to simulate."""
+    script = Path(__file__).parents[1] / "experiments" / "scaling.py"
+    args = (*QUICK, "--batch-size", 16, "--counts", 1, 3, "--repeats", 2, "--workdir", tmp_path / "run")
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    command = [sys.executable, *map(str, (script, *args))]
+    out = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    rows = json.loads((tmp_path / "run" / "scaling.json").read_text())["rows"]
+    assert [(row["devices"], row["samples"]) for row in rows] == [(1, 16), (3, 48)]
+    assert all(row[name] > 0 for row in rows for name in ("share", "whole", "sharded"))
+    assert (tmp_path / "run" / "scaling.md").read_text() in out
+
+
 @pytest.mark.parametrize(
     ("module", "args", "message"),
     [
         (k_tradeoff, ("--K", 0), "K must be numbers >= 1, got (0,)"),
         (k_tradeoff, ("--seeds", 0), "seeds must be >= 1, got 0"),
         (ablation, ("--surrogates", "relu"), "surrogates must be of triangle"),
+        (precision, ("--seeds", 0), "seeds must be >= 1, got 0"),
+        (scaling, ("--counts", 0), "counts must be numbers >= 1, got (0,)"),
+        (scaling, ("--repeats", 0), "repeats must be >= 1, got 0"),
     ],
 )
 def test_bad_settings(module, args, message, monkeypatch, tmp_path, capsys):

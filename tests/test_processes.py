@@ -1,0 +1,136 @@
+"""Several processes that train together: what they end at, and what happens when one of them dies."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sltt_jax import training
+from sltt_jax.training.processes import TIMEOUT
+
+TRAIN = Path(__file__).parents[1] / "experiments" / "train.py"
+UPDATES, EPOCHS = 22, 3
+SETTINGS = (
+    "digits_mlp", "--features", 32, "--T", 3, "--dropout", 0.2, "--train-samples", 64 * UPDATES,
+    "--test-samples", 64, "--epochs", EPOCHS, "--save-every", 5,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("compiled")
+
+
+def start(workdir, cache, *args, devices=1):
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    command = map(str, (sys.executable, TRAIN, *SETTINGS, *args, "--workdir", workdir))
+    return subprocess.Popen([*command], env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def start_two(workdir, cache, *args, apart=((), ())):
+    """Two processes of the same arguments, but for those in `apart`."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        coordinator = f"localhost:{free.getsockname()[1]}"
+    where = ("--coordinator", coordinator, "--num-processes", 2, "--process-id")
+    return [start(workdir, cache, *args, *apart[number], *where, number) for number in (0, 1)]
+
+
+def ended(processes, timeout=300):
+    """The exit statuses and errors of processes."""
+    errors = [process.communicate(timeout=timeout)[1] for process in processes]
+    return [process.returncode for process in processes], errors
+
+
+def summary(workdir):
+    return json.loads((workdir / "summary.json").read_text())
+
+
+def all_parameters(workdir):
+    sizes = {"Dense_0": (64, 32), "Dense_1": (32, 10)}
+    like = {name: {"kernel": jnp.zeros(shape), "bias": jnp.zeros(shape[1])} for name, shape in sizes.items()}
+    return training.load_parts(workdir, {"params": like})["params"]
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory, cache):
+    """The workdir of two processes that nothing happened to."""
+    workdir = tmp_path_factory.mktemp("two") / "run"
+    statuses, errors = ended(start_two(workdir, cache))
+    assert statuses == [0, 0], errors
+    return workdir
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(together, cache, tmp_path):
+    assert (summary(together)["processes"], summary(together)["devices"]) == (2, 2)
+    # One process with two devices sums the same two gradients.
+    statuses, errors = ended([start(tmp_path / "one", cache, devices=2)])
+    assert statuses == [0], errors
+    assert summary(tmp_path / "one")["processes"] == 1
+    digest = summary(together)["parameters_sha256"]
+    assert digest == summary(tmp_path / "one")["parameters_sha256"]
+    lines = [training.read_metrics(workdir) for workdir in (together, tmp_path / "one")]
+    for two, one in zip(*lines, strict=True):
+        for name in ("train_loss", "test_loss", "test_accuracy"):
+            assert two[name] == pytest.approx(one[name], rel=1e-6)
+    # The control: a run that is a little different ends at something else.
+    statuses, _ = ended([start(tmp_path / "other", cache, "--seed", 1, devices=2)])
+    assert statuses == [0] and summary(tmp_path / "other")["parameters_sha256"] != digest
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_device(cache, tmp_path):
+    """Without dropout, whose masks differ from device to device."""
+    args = ("--dropout", 0, "--epochs", 1)
+    statuses, errors = ended(start_two(tmp_path / "two", cache, *args))
+    assert statuses == [0, 0], errors
+    statuses, errors = ended([start(tmp_path / "one", cache, *args)])
+    assert statuses == [0], errors
+    two, one = (all_parameters(tmp_path / name) for name in ("two", "one"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), two, one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_one_of_two_dies(together, cache, tmp_path, lost):
+    workdir = tmp_path / "run"
+    processes = start_two(workdir, cache)
+    metrics = workdir / training.METRICS_FILE
+    while not metrics.exists():
+        assert [process.poll() for process in processes] == [None, None], ended(processes)
+        time.sleep(0.005)
+    processes[lost].send_signal(signal.SIGKILL)
+    began = time.monotonic()
+    (_, errors) = processes[1 - lost].communicate(timeout=3 * TIMEOUT)
+    took = time.monotonic() - began
+    assert processes[1 - lost].returncode not in (0, None)
+    assert "another one ended" in errors or "another task died" in errors, errors
+    ended(processes)
+    assert took < 3 * TIMEOUT
+    # No checkpoint is damaged: the same commands go on, and end where they would have.
+    statuses, errors = ended(start_two(workdir, cache))
+    assert statuses == [0, 0], errors
+    assert not (workdir / training.DAMAGED).exists()
+    assert summary(workdir)["parameters_sha256"] == summary(together)["parameters_sha256"]
+
+
+@pytest.mark.slow
+def test_processes_of_other_settings(cache, tmp_path):
+    processes = start_two(tmp_path / "run", cache, apart=(("--lr", 0.1), ("--lr", 0.2)))
+    statuses, errors = ended(processes)
+    assert statuses == [1, 1] and not (tmp_path / "run").exists()
+    assert all("error: the processes differ in settings" in text for text in errors), errors
