@@ -14,9 +14,9 @@ from sltt_jax.rules import StepLoss, sltt
 # gradient, and adds it up, which reads two and writes one.
 _MOVED = 6
 
-# Bytes that the cores of a CPU share at the last level of their cache, more or less. What a block computes and
-# does not fit is written to memory, read again in the backward pass, and its gradient as well. Accelerators have
-# so little cache that it makes no difference to them.
+# Bytes that the cores of a CPU share at the last level of their cache, more or less. What a block computes
+# and does not fit is written to memory and read again in the backward pass, and so is its gradient. On an
+# accelerator the cache is too small to make a difference.
 _CPU_CACHE = 16 * 2**20
 _SPILLED = 3
 
