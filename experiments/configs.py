@@ -46,7 +46,8 @@ class Config:
       draw: how sltt_k picks them.
       scale: sltt_k divides the sum of their gradients by T ("paper") or by k ("unbiased").
       window: steps between two cuts, of tbptt.
-      chunk: steps that go through the network together, of sltt and bptt.
+      chunk: steps that go through the network together, of sltt and bptt; "auto" is one that is likely to be
+        fast, of sltt.
       remat: bptt computes again what it would have to keep.
       tau: membrane time constant in steps.
       v_threshold: firing threshold.
@@ -82,7 +83,7 @@ class Config:
     draw: Literal["uniform", "first", "last", "strided"] = "uniform"
     scale: Literal["paper", "unbiased"] = "paper"
     window: int = 2
-    chunk: int = 1
+    chunk: int | Literal["auto"] = 1
     remat: bool = False
     tau: float = 1.1
     v_threshold: float = 1.0
@@ -102,9 +103,11 @@ class Config:
     seed: int = 0
 
     def __post_init__(self):
+        if self.chunk == "auto" and self.rule != "sltt":
+            raise ValueError(f"chunk=auto is for sltt, got rule {self.rule}")
         for name in ("train_samples", "test_samples", "T", "epochs", "batch_size", "k", "window", "chunk"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value not in (None, "auto") and value < 1:
                 raise ValueError(f"{name} must be >= 1, got {value}")
         for name in ("lr", "width"):
             if not getattr(self, name) > 0:
@@ -112,8 +115,9 @@ class Config:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in 0..1, got {self.dropout}")
         for name, rule in (("k", "sltt_k"), ("window", "tbptt"), ("chunk", "sltt"), ("chunk", "bptt")):
-            if self.rule == rule and getattr(self, name) > self.T:
-                raise ValueError(f"{name}={getattr(self, name)} is more than the T={self.T} time steps")
+            value = getattr(self, name)
+            if self.rule == rule and value != "auto" and value > self.T:
+                raise ValueError(f"{name}={value} is more than the T={self.T} time steps")
         if not 0 <= self.validation < 1:
             raise ValueError(f"validation must be in 0..1, got {self.validation}")
         if self.select == "validation" and not self.validation:
@@ -263,13 +267,13 @@ def reduced(config: AnyConfig) -> AnyConfig:
 
 
 def make_rule(config: Config) -> Rule:
-    """The training rule of a configuration."""
+    """The training rule of a configuration; chunk="auto" must have become a number."""
     if config.rule == "bptt":
-        return rules.bptt(chunk=config.chunk, remat=config.remat)
+        return rules.bptt(chunk=int(config.chunk), remat=config.remat)
     if config.rule == "tbptt":
         return rules.tbptt(config.window)
     if config.rule == "sltt":
-        return rules.sltt(chunk=config.chunk)
+        return rules.sltt(chunk=int(config.chunk))
     return rules.sltt_k(config.k, draw=config.draw, scale=config.scale)
 
 

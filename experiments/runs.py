@@ -18,7 +18,9 @@ import optax
 from configs import PRESETS, Config, make_model, make_rule, reduced
 from data_sets import Source
 
-from sltt_jax import data, losses, rules, training
+from sltt_jax import data, functional, losses, rules, training
+from sltt_jax.analysis import auto_chunk
+from sltt_jax.blocks import first_step
 
 SUMMARY = "summary.json"
 CURVES = "curves.png"
@@ -47,6 +49,7 @@ class Run(Config):
       save_every: updates between two checkpoints within an epoch; by default there is one at its end.
       keep: how many of the last checkpoints are kept.
       tensorboard: write event files for TensorBoard as well.
+      gigabytes: of memory that the temporaries may take where chunk is "auto".
     """
 
     reduced: bool = False
@@ -63,6 +66,7 @@ class Run(Config):
     save_every: int | None = None
     keep: int = 2
     tensorboard: bool = False
+    gigabytes: float = 4.0
 
     def __post_init__(self):
         super().__post_init__()
@@ -145,6 +149,8 @@ def build(run: Run) -> Experiment:
     model = make_model(run, data_sets.spec(run).classes)
     step_loss = losses.classification(mse_weight=run.mse_weight, mse_target=run.mse_target)
     source = data_sets.open_source(run, run.data_dir, made=run.made)
+    if run.chunk == "auto":
+        run = dataclasses.replace(run, chunk=_chosen_chunk(run, source, model, step_loss, len(devices)))
     schedule = training.cosine_per_epoch(
         run.lr, epochs=run.epochs, steps_per_epoch=source.train.steps_per_epoch
     )
@@ -152,6 +158,17 @@ def build(run: Run) -> Experiment:
         run.optimizer, schedule, weight_decay=run.weight_decay, momentum=run.momentum
     )
     return Experiment(run, source, model, make_rule(run), step_loss, optimizer, devices)
+
+
+def _chosen_chunk(run, source, model, step_loss, devices):
+    """For the part of a batch that is on one device."""
+    parts = devices * jax.process_count()
+    of_part = lambda a: jax.ShapeDtypeStruct((a.shape[0] // parts, *a.shape[1:]), a.dtype)
+    batch, key = jax.tree.map(of_part, source.batch), jax.random.key(run.seed)
+    inputs = jax.eval_shape(lambda x: source.encode(x, None), batch["x"])
+    params, state = jax.eval_shape(lambda xs: functional.init(model, key, first_step(xs)), inputs)
+    apply = functional.applier(model, train=True, key=key)
+    return auto_chunk(apply, step_loss, params, state, inputs, batch["y"], gigabytes=run.gigabytes)
 
 
 def prepare(run: Run) -> Experiment:

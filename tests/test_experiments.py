@@ -161,6 +161,8 @@ def test_starting_from_another_run(small, monkeypatch, tmp_path, capsys):
         (("digits", "--validation", 1.5), "validation must be in 0..1, got 1.5"),
         (("digits", "--select", "validation"), "needs a share of the training samples"),
         (("digits", "--preprocessing", "paper"), "preprocessing=paper is for dvs_cifar10"),
+        (("digits_mlp", "--chunk", "auto", "--rule", "bptt"), "chunk=auto is for sltt, got rule bptt"),
+        (("digits_mlp", "--chunk", "auto", "--gigabytes", 1e-6), "more than the 1e-06 GB given"),
         (("digits_mlp", "--sync-batch-stats"), "mlp has no batch statistics"),
         (("digits", "--num-processes", 2), "need all of --coordinator"),
         (("digits", "--coordinator", "host:1"), "need all of --coordinator"),

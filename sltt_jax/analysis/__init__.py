@@ -13,6 +13,7 @@ from sltt_jax.analysis.agreement import (
     step_agreement,
     step_gradients,
 )
+from sltt_jax.analysis.chunks import auto_chunk
 from sltt_jax.analysis.cost import Cost, cost, cost_over_time, growth, program_cost
 from sltt_jax.analysis.flops import flops
 from sltt_jax.analysis.limits import assert_memory_flat, largest_batch
@@ -36,6 +37,7 @@ __all__ = [
     "advice",
     "agreement",
     "assert_memory_flat",
+    "auto_chunk",
     "compare",
     "cost",
     "cost_over_time",

@@ -1,0 +1,52 @@
+"""The choice of a chunk from the memory of compiled programs."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from sltt_jax import functional, losses
+from sltt_jax.analysis import auto_chunk, chunks
+from sltt_jax.models import MLP, ConvNet
+
+LOSS = losses.classification()
+MODELS = {"wide": (MLP((512, 512)), (256,)), "maps": (ConvNet((16, 32)), (24, 24, 2))}
+
+
+def arguments(name, T, batch=32):
+    model, shape = MODELS[name]
+    xs = jax.ShapeDtypeStruct((T, batch, *shape), jnp.float32)
+    init = lambda: functional.init(model, jax.random.key(0), jnp.zeros(xs.shape[1:]))
+    params, state = jax.eval_shape(init)
+    return functional.applier(model), LOSS, params, state, xs, jax.ShapeDtypeStruct((batch,), jnp.int32)
+
+
+def test_many_weights_and_few_neurons_want_a_long_chunk():
+    assert auto_chunk(*arguments("wide", 12), gigabytes=1) == 12
+
+
+def test_it_is_shorter_where_the_block_would_not_stay_in_the_cache(monkeypatch):
+    monkeypatch.setattr(chunks, "_CPU_CACHE", 8 * 2**20)
+    assert 1 < auto_chunk(*arguments("wide", 60), gigabytes=1) < 60
+
+
+def test_few_weights_and_large_maps_want_a_short_one():
+    assert auto_chunk(*arguments("maps", 12), gigabytes=1) in (1, 2)
+
+
+def test_the_memory_given_is_a_bound():
+    """With a little less than what the best one takes it is another, down to where none fits."""
+    args, taken = arguments("wide", 12), {}
+    for c in (1, 12):
+        traced = chunks.trace_gradient(*args[:2], chunks.sltt(c), *args[2:])
+        taken[c] = chunks.temp_bytes(traced.lower().compile()) / 1e9
+    assert auto_chunk(*args, gigabytes=taken[12]) == 12
+    assert auto_chunk(*args, gigabytes=0.99 * taken[12]) in (1, 2, 3, 4, 6)
+    assert auto_chunk(*args, gigabytes=taken[1]) == 1
+    with pytest.raises(ValueError, match=r"sltt\(chunk=1\) takes .* GB of temporaries, more than the"):
+        auto_chunk(*args, gigabytes=0.99 * taken[1])
+    with pytest.raises(ValueError, match="gigabytes must be > 0, got 0"):
+        auto_chunk(*args, gigabytes=0)
+
+
+def test_one_step_has_one_chunk():
+    assert auto_chunk(*arguments("wide", 1), gigabytes=1) == 1
