@@ -1,6 +1,5 @@
 """What is measured of a network on one batch of its run."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -42,12 +41,11 @@ def measure_activity(experiment: Experiment, weights: Weights, batch: PyTree, *,
     """What the neurons do on a batch, with the statistics of the batch or the running ones."""
 
     @jax.jit
-    def measure(weights, batch):
+    def measure(weights, batch, key):
         params, start, inputs, _ = arguments(experiment, weights, batch)
-        look = partial(activity, experiment.model, train=train, key=jax.random.key(experiment.run.seed))
-        return look(params, start, inputs)
+        return activity(experiment.model, params, start, inputs, train=train, key=key)
 
-    return jax.device_get(measure(weights, batch))
+    return jax.device_get(measure(weights, batch, jax.random.key(experiment.run.seed)))
 
 
 def initial_problems(experiment: Experiment, state: training.TrainState) -> list[str]:

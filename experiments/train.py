@@ -20,6 +20,7 @@ from importlib.metadata import version
 
 import jax
 import tyro
+from measures import initial_problems
 from plots import plot_curves
 from runs import (
     CURVES,
@@ -56,13 +57,16 @@ def train(experiment: Experiment) -> dict:
     like = {"params": state.params, "variables": state.variables}
     if run.init_from is not None:
         state = state._replace(**training.load_parts(run.init_from, like))
+    records = training.read_metrics(run.workdir)
+    first_process = jax.process_index() == 0
+    if not records and first_process:
+        for text in initial_problems(experiment, state):
+            print(f"warning: before training, {text}", file=sys.stderr)
     state, update, costs = compile_update(experiment, state)
     summary = {**describe(experiment), **costs}
     summary["parameters"] = sum(p.size for p in jax.tree.leaves(state.params))
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), like["params"])
 
-    first_process = jax.process_index() == 0
-    records = training.read_metrics(run.workdir)
     status = "failed"
     try:
         with contextlib.ExitStack() as stack:
