@@ -15,6 +15,7 @@ from benchmark_tables import collect, report
 from peers import protocol, with_plain_flax, with_sltt_jax
 from peers.workloads import LEARNING_RATE, OWN_RULES, WORKLOADS, flattened, own_rules
 from plots_benchmark import plot_benchmark, plot_chunks
+from scripts import call
 
 from sltt_jax import functional, rules, run
 from sltt_jax.layers import FIRING_RATE
@@ -197,14 +198,6 @@ def test_measure():
         protocol.measure(bad, 1, 0.0, said.append)
 
 
-def call(monkeypatch, *args):
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", *map(str, args)])
-    try:
-        return benchmark.main()
-    except SystemExit as stopped:
-        return stopped.code
-
-
 def interpreter(path, line):
     """A stand-in for Python."""
     path.write_text(f"#!/bin/sh\n{line}\n")
@@ -219,7 +212,7 @@ def test_benchmark(monkeypatch, tmp_path, capsys):
     workdir = tmp_path / "run"
     common = ("--workdir", workdir, "--workloads", "mlp_T10", "--precisions", "float32")
     quick = (*common, "--repeats", 1, "--seconds", 0)
-    assert call(monkeypatch, *quick, "--peers", "sltt_jax", "--rules", "sltt", "sltt_k(1)") == 0
+    assert call(benchmark, monkeypatch, *quick, "--peers", "sltt_jax", "--rules", "sltt", "sltt_k(1)") == 0
     first = json.loads((workdir / "benchmark.json").read_text())
     assert first["machine"]["cores"] >= 1
     assert [row["rule"] for row in first["rows"]] == ["sltt", "sltt_k(1)"]
@@ -232,13 +225,13 @@ def test_benchmark(monkeypatch, tmp_path, capsys):
     assert not (workdir / "benchmark.png").exists()  # there is nothing to compare with
 
     absent = (*quick, "--peers", "snntorch", "--rules", "sltt", "--peer-python", f"snntorch={bare}")
-    assert call(monkeypatch, *absent) == 0
+    assert call(benchmark, monkeypatch, *absent) == 0
     out = capsys.readouterr()
     assert "| snnTorch, sltt | not installed |" in out.out
     assert f"snntorch: not measured, {bare} has no numpy. `pip install torch snntorch`" in out.err
 
     slow = ("--peers", "spyx", "--rules", "bptt", "--peer-python", f"spyx={stuck}", "--limit", 1)
-    assert call(monkeypatch, *quick, *slow) == 0
+    assert call(benchmark, monkeypatch, *quick, *slow) == 0
     assert "| Spyx, bptt | > 1 s |" in capsys.readouterr().out
     last = json.loads((workdir / "benchmark.json").read_text())
     assert last["rows"][:2] == first["rows"]  # nothing is measured twice
@@ -256,7 +249,7 @@ def test_benchmark(monkeypatch, tmp_path, capsys):
     ],
 )
 def test_bad_settings(args, message, monkeypatch, tmp_path, capsys):
-    assert call(monkeypatch, *args, "--workdir", tmp_path / "run") in (1, 2)
+    assert call(benchmark, monkeypatch, *args, "--workdir", tmp_path / "run") in (1, 2)
     err = capsys.readouterr().err
     assert message in " ".join(re.sub(r"[^\x20-\x7e]", " ", err).split())
     assert not (tmp_path / "run").exists()
@@ -265,7 +258,7 @@ def test_bad_settings(args, message, monkeypatch, tmp_path, capsys):
 def test_a_failing_process_is_an_error(monkeypatch, tmp_path, capsys):
     broken = interpreter(tmp_path / "broken", "echo no such thing >&2; exit 3")
     args = ("--workloads", "mlp_T10", "--peers", "spyx", "--peer-python", f"spyx={broken}")
-    assert call(monkeypatch, *args, "--workdir", tmp_path) == 1
+    assert call(benchmark, monkeypatch, *args, "--workdir", tmp_path) == 1
     err = capsys.readouterr().err
     assert "failed with status 3" in err and "no such thing" in err
 

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import re
 import signal
-import sys
 
 import compare_rules
 import configs
@@ -14,6 +13,7 @@ import evaluate
 import jax
 import pytest
 import train
+from scripts import call
 
 from sltt_jax import data, training
 
@@ -27,15 +27,6 @@ def small(monkeypatch):
         test_x=digits.test_x[:60], test_y=digits.test_y[:60],
     )  # fmt: skip
     monkeypatch.setattr(data, "load_digits", lambda: part)
-
-
-def call(module, monkeypatch, *args):
-    """The exit status of a script; tyro raises for what it finds wrong by itself."""
-    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, args)])
-    try:
-        return module.main()
-    except SystemExit as stopped:
-        return stopped.code
 
 
 def unboxed(text):

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import sys
 
 import activity
 import cost
@@ -17,18 +16,11 @@ import sweeps
 import train
 from configs import PRESETS
 from rule_names import parse_rule, show_rule
+from scripts import call
 
 from sltt_jax.analysis import horizon
 
 NET = ("digits_mlp", "--features", 12, "--epochs", 2, "--train-samples", 128, "--test-samples", 64)
-
-
-def call(module, monkeypatch, *args):
-    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, args)])
-    try:
-        return module.main()
-    except SystemExit as stopped:
-        return stopped.code
 
 
 def is_png(path):

@@ -3,7 +3,6 @@
 import io
 import json
 import re
-import sys
 import threading
 import time
 from functools import partial
@@ -17,17 +16,9 @@ from input_benchmark import time_batches, time_loop
 from photographs import photograph, photographs
 from PIL import Image
 from runs import training_batches
+from scripts import call
 
 from sltt_jax.models import NFResNet
-
-
-def call(monkeypatch, *args):
-    monkeypatch.setattr(sys, "argv", ["input_benchmark", *map(str, args)])
-    try:
-        return input_benchmark.main()
-    except SystemExit as stopped:
-        return stopped.code
-
 
 TINY = (
     "--reduced", "--batches", 3, "--warmup", 1, "--photographs", 6, "--batch-size", 2, "--workers", 0,
@@ -41,7 +32,7 @@ def test_main(monkeypatch, tmp_path, capsys):
     inputs = ("mnist", "imagenet_stage1")
     workdir = tmp_path / "inputs"
     args = (*TINY, "--inputs", *inputs, "--data-dir", tmp_path / "none", "--workdir", workdir)
-    assert call(monkeypatch, *args) == 0
+    assert call(input_benchmark, monkeypatch, *args) == 0
     result = json.loads((workdir / "inputs.json").read_text())
     assert result["device"] == jax.devices()[0].device_kind and result["batches"] == 3
     rows = result["inputs"]
@@ -100,7 +91,7 @@ def test_the_stream_decodes_photographs(tmp_path):
 def test_bad_settings(args, message, monkeypatch, tmp_path, capsys):
     (tmp_path / "nmnist").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert call(monkeypatch, *args, "--data-dir", tmp_path) in (1, 2)  # 2 is tyro's
+    assert call(input_benchmark, monkeypatch, *args, "--data-dir", tmp_path) in (1, 2)  # 2 is tyro's
     err = capsys.readouterr().err
     assert message in " ".join(re.sub(r"[^\x20-\x7e]", " ", err).split())  # without tyro's box
     assert not (tmp_path / "runs" / "inputs" / "inputs.json").exists()

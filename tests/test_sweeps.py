@@ -12,16 +12,9 @@ import precision
 import pytest
 import scaling
 import sweeps
+from scripts import call
 
 QUICK = ("digits_mlp", "--features", 8, "--T", 2, "--epochs", 1, "--train-samples", 128, "--test-samples", 64)
-
-
-def call(module, monkeypatch, *args):
-    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, args)])
-    try:
-        return module.main()
-    except SystemExit as stopped:
-        return stopped.code
 
 
 def test_k_tradeoff(monkeypatch, tmp_path, capsys):

@@ -1,5 +1,4 @@
 import json
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -7,19 +6,15 @@ import numpy as np
 import pytest
 import temporal_limits
 from plots_temporal import plot_taus
+from scripts import call
 
 from sltt_jax import rules
-
-
-def call(monkeypatch, *args):
-    monkeypatch.setattr(sys, "argv", ["temporal_limits.py", *map(str, args)])
-    return temporal_limits.main()
 
 
 def test_without_a_temporal_gradient_the_cue_gets_none(monkeypatch, tmp_path, capsys):
     quick = ("--tasks", "recall", "--delays", 1, "--taus", 2, 8, "--seeds", 2, "--updates", 3)
     args = (*quick, "--units", 12, "--workdir", tmp_path)
-    assert call(monkeypatch, *args) == 0
+    assert call(temporal_limits, monkeypatch, *args) == 0
     path = tmp_path / "temporal_limits.json"
     rows = json.loads(path.read_text())["rows"]
     assert [row["rule"] for row in rows] == ["bptt"] * 2 + ["tbptt(2)"] * 2 + ["sltt"] * 2
@@ -35,9 +30,9 @@ def test_without_a_temporal_gradient_the_cue_gets_none(monkeypatch, tmp_path, ca
     assert (tmp_path / "taus.png").read_bytes().startswith(b"\x89PNG")
     # Once more: nothing is left to do; other settings are refused.
     before = path.stat().st_mtime_ns
-    assert call(monkeypatch, *args) == 0
+    assert call(temporal_limits, monkeypatch, *args) == 0
     assert path.stat().st_mtime_ns == before
-    assert call(monkeypatch, *args, "--updates", 4) == 1
+    assert call(temporal_limits, monkeypatch, *args, "--updates", 4) == 1
     assert "choose another --workdir" in capsys.readouterr().err
 
 

@@ -5,22 +5,9 @@ Written from the paper and the facts known of that code, to hold weights and gra
 """
 
 import torch
+from peers.with_pytorch import Spike
 from torch import nn
 from torch.nn import functional as F
-
-
-class Spike(torch.autograd.Function):
-    """Heaviside step with the triangle for a derivative."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return (x >= 0).to(x)
-
-    @staticmethod
-    def backward(ctx, g):
-        (x,) = ctx.saved_tensors
-        return g * (1 - x.abs()).clamp(min=0)
 
 
 class LIF(nn.Module):
