@@ -37,6 +37,12 @@ from sltt_jax.neurons import Neuron, lif
 
 Task = Literal["recall", "xor", "digits", "fsdd"]
 DELAYED = "recall", "xor"
+TITLES = {
+    "recall": "delayed recall: which of four cues was it?",
+    "xor": "temporal XOR: do two cues differ?",
+    "digits": "digits row by row",
+    "fsdd": "spoken digits",
+}
 RULES: dict[str, rules.Rule] = {
     "bptt": rules.bptt(),
     "tbptt(8)": rules.tbptt(8),
@@ -261,7 +267,7 @@ def main() -> int:
         return fail(error)
     for task in settings.tasks:
         plot = plot_delays if task in DELAYED else plot_taus
-        plot([r for r in rows if r["task"] == task], settings.workdir / f"{task}.png", title=task)
+        plot([r for r in rows if r["task"] == task], settings.workdir / f"{task}.png", title=TITLES[task])
     for row in rows:
         mean, std = np.mean(row["accuracy"]), np.std(row["accuracy"])
         print(
