@@ -9,29 +9,29 @@ import plots  # noqa: F401 (sets the style)
 
 
 def plot_k_tradeoff(rows: list[dict], path: Path, *, title: str):
-    """Accuracy over K, a line for every way to draw, and accuracy over the time of an update."""
-    figure, (over_k, over_time) = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True, layout="constrained")
+    """Accuracy over K, a line for every way to draw, and accuracy over the operations of an update."""
+    figure, (over_k, over_work) = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True, layout="constrained")
     lines: dict[str, list] = {}
     for row in rows:
         mean, std = (100 * value for value in row["test_accuracy"])
-        time = 1e3 * row["seconds_per_update"][0]
+        work = row["flops_per_update"] / 1e9
         if name := re.fullmatch(r"sltt_k\((\d+), (\w+)\)", row["name"]):
-            lines.setdefault(name[2], []).append((int(name[1]), mean, std, time))
+            lines.setdefault(name[2], []).append((int(name[1]), mean, std, work))
         else:
             style = {"color": "black", "ls": "--" if row["name"] == "sltt" else ":", "lw": 1}
             over_k.axhline(mean, label=f"{row['name']}: {mean:.1f} +- {std:.1f}", **style)
             marker = "s" if row["name"] == "sltt" else "^"
-            over_time.errorbar(time, mean, std, fmt=marker, color="black", capsize=2, label=row["name"])
+            over_work.errorbar(work, mean, std, fmt=marker, color="black", capsize=2, label=row["name"])
     for i, (name, points) in enumerate(lines.items()):
-        k, mean, std, time = np.asarray(sorted(points)).T
+        k, mean, std, work = np.asarray(sorted(points)).T
         nudge = 0.04 * (i - (len(lines) - 1) / 2)  # so that bars at the same K can be told apart
         over_k.errorbar(k + nudge, mean, std, fmt="o-", capsize=2, label=name)
-        over_time.errorbar(time, mean, std, fmt="o-", capsize=2)
+        over_work.errorbar(work, mean, std, fmt="o-", capsize=2)
     over_k.set(xlabel="K: steps with a backward pass", ylabel="test accuracy (%)")
     over_k.set_xticks(sorted({int(k) for points in lines.values() for k, *_ in points}))
-    over_time.set(xlabel="time of an update (ms)")
+    over_work.set(xlabel="operations of an update (GFLOP)")
     over_k.legend(fontsize=8)
-    over_time.legend(fontsize=8)
+    over_work.legend(fontsize=8, loc="lower right")
     figure.suptitle(title)
     figure.savefig(path)
     plt.close(figure)
@@ -61,7 +61,8 @@ def plot_ablation(rows: list[dict], path: Path, *, title: str):
         cosine.set(xlabel="time steps T", xticks=sorted({r["T"] for r in rows}))
     grid[0, 0].set_ylabel("test accuracy (%)")
     grid[1, 0].set_ylabel("cosine of SLTT's with\nBPTT's gradient, trained")
-    grid[0, 0].legend(fontsize=7)
+    lines, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside lower center", ncols=len(taus) * 2, fontsize=8)
     figure.suptitle(title)
     figure.savefig(path)
     plt.close(figure)
