@@ -8,7 +8,10 @@ figures), benchmark.png and chunk.png (time and memory against `sltt(chunk)`). A
 
 Every peer runs in a process of its own, on all cores: compiling is timed apart, each program runs twice
 untimed, and then all programs of the process take turns; the median counts. With `--rounds` all processes
-take turns as well. Peers need their packages, `pip install -e ".[peers]"`, or an interpreter that has them:
+take turns as well. "sltt_jax_devices" is this library with the batch shared by all devices; a CPU is then one
+simulated device for every core.
+
+Peers need their packages, `pip install -e ".[peers]"`, or an interpreter that has them:
 
     python experiments/benchmark.py --peer-python snntorch=venvs/snntorch/bin/python
 
@@ -38,7 +41,7 @@ from runs import write_json
 from tqdm import tqdm
 from train import fail
 
-Peer = Literal["sltt_jax", "pytorch", "spikingjelly", "snntorch", "spyx", "plain_flax"]
+Peer = Literal["sltt_jax", "sltt_jax_devices", "pytorch", "spikingjelly", "snntorch", "spyx", "plain_flax"]
 Precision = Literal["float32", "bfloat16"]
 RuleKind = Literal["bptt", "bptt(chunk=T)", "sltt", "sltt(chunk)", "sltt_k(1)", "sltt_k(2)"]
 PACKAGES = {
@@ -116,7 +119,7 @@ class Job:
     peer: str
 
     def rules(self, settings: Settings) -> list[str]:
-        if self.peer == "sltt_jax":
+        if self.peer.startswith("sltt_jax"):
             return list(own_rules(WORKLOADS[self.workload], settings.rules))
         return [rule for rule in PEER_RULES if rule in settings.rules]
 
@@ -147,6 +150,8 @@ def run_process(
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(here), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep),
     }
+    if job.peer == "sltt_jax_devices":
+        environment["JAX_NUM_CPU_DEVICES"] = str(CORES)
     if job.round == 0:  # so that what was timed once need not be compiled again for its memory
         environment |= {
             "JAX_COMPILATION_CACHE_DIR": str(cache),

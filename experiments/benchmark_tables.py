@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 BASE = "pytorch", "sltt"
 NAMES = {
     "sltt_jax": "sltt_jax",
+    "sltt_jax_devices": "sltt_jax, all devices",
     "pytorch": "PyTorch by hand",
     "spikingjelly": "spikingjelly",
     "snntorch": "snnTorch",
@@ -14,12 +15,14 @@ NAMES = {
     "plain_flax": "Flax + scan by hand",
 }
 # The lines of the table of ratios: peer, name, and a regular expression for the rules that it is the best of.
-BEST_CHUNK = "sltt, best chunk"
+BEST_CHUNK, ANY_CHUNK = "sltt, best chunk", r"sltt(\(chunk=\d+\))?"
 LINES = (
     *(("sltt_jax", rule, re.escape(rule)) for rule in ("bptt", "bptt(chunk=T)", "sltt")),
-    ("sltt_jax", BEST_CHUNK, r"sltt(\(chunk=\d+\))?"),
+    ("sltt_jax", BEST_CHUNK, ANY_CHUNK),
     *(("sltt_jax", rule, re.escape(rule)) for rule in ("sltt_k(1)", "sltt_k(2)")),
-    *((peer, rule, rule) for peer in list(NAMES)[1:] for rule in ("bptt", "sltt")),
+    *(("sltt_jax_devices", rule, re.escape(rule)) for rule in ("bptt", "sltt")),
+    ("sltt_jax_devices", BEST_CHUNK, ANY_CHUNK),
+    *((peer, rule, rule) for peer in list(NAMES)[2:] for rule in ("bptt", "sltt")),
 )
 Found = dict[tuple[str, str, str, str], dict]
 

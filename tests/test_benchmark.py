@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 from benchmark_tables import collect, report
-from peers import protocol, with_plain_flax, with_sltt_jax
+from peers import protocol, with_plain_flax, with_sltt_jax, with_sltt_jax_devices
 from peers.workloads import LEARNING_RATE, OWN_RULES, WORKLOADS, flattened, own_rules
 from plots_benchmark import plot_benchmark, plot_chunks
 from scripts import call
@@ -128,6 +128,27 @@ def test_all_compute_the_same(name, x64):
         assert all(np.linalg.norm(g) > 0 for g in grads), rule
         assert same(grads, sltt[1]) == ("sltt" in rule and rule != "sltt_k(1)"), rule
         assert same(grads, bptt[1]) == ("bptt" in rule), rule
+
+
+@pytest.mark.parametrize("name", ["mlp_T10", "conv_T10"])
+def test_devices_compute_the_same(name):
+    """Losses of three updates on one device and on all, statistics of the batch included."""
+    workload = small(name)
+    losses = []
+    for module in (with_sltt_jax, with_sltt_jax_devices):
+        program = module.program(workload, "sltt(chunk=2)", "float32")
+        losses.append([program.update() for _ in range(3)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert abs(losses[0][2] - losses[0][0]) > 1e-2  # the updates change something
+
+
+def test_devices_that_cannot_share_the_batch(monkeypatch):
+    workload = small("mlp_T10")._replace(batch=6)
+    with pytest.raises(protocol.CannotError, match="batch_size 6 cannot be shared by 4 devices"):
+        with_sltt_jax_devices.program(workload, "sltt", "float32")
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    with pytest.raises(protocol.CannotError, match="only one device"):
+        with_sltt_jax_devices.program(workload, "sltt", "float32")
 
 
 @pytest.mark.parametrize("name", ["spikingjelly", "snntorch", "spyx"])

@@ -30,10 +30,28 @@ def compile_update(
     began = time.perf_counter()
     traced = jax.jit(update, donate_argnums=0).trace(state, *args)
     compiled = traced.lower().compile()
-    figures: dict[str, float | None] = {"compile_seconds": time.perf_counter() - began}
+    seconds = time.perf_counter() - began
+    return as_program(
+        compiled, state, *args, loss_of=loss_of, compile_seconds=seconds, flops=flops and flops(traced)
+    )
+
+
+def as_program(
+    compiled: Any,
+    state: Any,
+    *args: Any,
+    loss_of: Callable[[Any], Any],
+    compile_seconds: float,
+    flops: float | None = None,
+    devices: int = 1,
+) -> Program:
+    """A compiled update with its figures; the temporaries are those of all its devices."""
     memory = compiled.memory_analysis()
-    figures["temp_bytes"] = None if memory is None else memory.temp_size_in_bytes
-    figures["flops"] = None if flops is None else flops(traced)
+    figures: dict[str, float | None] = {
+        "compile_seconds": compile_seconds,
+        "temp_bytes": None if memory is None else devices * memory.temp_size_in_bytes,
+        "flops": flops,
+    }
     carried = [state]
 
     def once() -> float:

@@ -33,18 +33,19 @@ class Linear(nn.Module):
         return at_least_float32(LIF(NEURON)(xs, temporal_gradient=temporal_gradient))
 
 
-def model(workload: Workload, dtype: jnp.dtype | None) -> nn.Module:
-    """The network of a workload, as the library has it."""
+def model(workload: Workload, dtype: jnp.dtype | None, axis_name: str | None = None) -> nn.Module:
+    """The network of a workload, as the library has it, of a `pmap` over `axis_name` if there is one."""
     kinds = [layer[0] for layer in workload.layers]
     features = tuple(layer[1] for layer in workload.layers if layer[0] in ("dense", "conv"))
     if not workload.classes:
         return Linear(*features, dtype=dtype)
     if "block" in kinds:
-        return ResNet18(classes=workload.classes, neuron=NEURON, dtype=dtype)
+        return ResNet18(classes=workload.classes, neuron=NEURON, dtype=dtype, axis_name=axis_name)
     if "tile" in kinds:
-        return VGG11(classes=workload.classes, neuron=NEURON, dtype=dtype)
-    network = ConvNet if "conv" in kinds else MLP
-    return network(features[:-1], workload.classes, NEURON, dtype=dtype)
+        return VGG11(classes=workload.classes, neuron=NEURON, dtype=dtype, axis_name=axis_name)
+    if "conv" in kinds:
+        return ConvNet(features[:-1], workload.classes, NEURON, dtype=dtype, axis_name=axis_name)
+    return MLP(features[:-1], workload.classes, NEURON, dtype=dtype)
 
 
 def make_rule(name: str, T: int) -> rules.Rule:
@@ -60,11 +61,15 @@ def make_rule(name: str, T: int) -> rules.Rule:
     }[name]
 
 
-def make_update(workload: Workload, rule: rules.Rule, precision: str):
-    """`(update, state, batch)` of a workload, all of it before the first update."""
-    net = model(workload, None if precision == "float32" else jnp.dtype(precision))
+def make_update(workload: Workload, rule: rules.Rule, precision: str, axis_name: str | None = None):
+    """`(update, state, batch)` of a workload, all of it before the first update.
+
+    With an `axis_name` it is for `training.parallel`, and the samples are the first axis of all inputs.
+    """
+    net = model(workload, None if precision == "float32" else jnp.dtype(precision), axis_name)
     x, y = inputs(workload)
-    encode = lambda x, key: Repeat(x, workload.T) if workload.static else x
+    time_first = lambda x: x if axis_name is None or workload.static else x.swapaxes(0, 1)
+    encode = lambda x, key: Repeat(x, workload.T) if workload.static else time_first(x)
     optimizer = optax.sgd(LEARNING_RATE, momentum=MOMENTUM)
     step_loss = losses.cross_entropy if workload.classes else lambda outputs, y: outputs.mean()
     init = partial(training.init_state, net, optimizer, encode)
@@ -72,8 +77,8 @@ def make_update(workload: Workload, rule: rules.Rule, precision: str):
     params = jax.tree_util.tree_map_with_path(
         lambda path, p: jnp.asarray(jax_weights(workload, path[-1].key, p.shape), p.dtype), state.params
     )
-    update = training.make_update(net, rule, step_loss, optimizer, encode)
-    return update, state._replace(params=params), {"x": x, "y": y}
+    update = training.make_update(net, rule, step_loss, optimizer, encode, axis_name=axis_name)
+    return update, state._replace(params=params), {"x": time_first(x), "y": y}
 
 
 def program(workload: Workload, rule: str, precision: str) -> Program:
