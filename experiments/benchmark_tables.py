@@ -20,7 +20,7 @@ LINES = (
     *(("sltt_jax", rule, re.escape(rule)) for rule in ("bptt", "bptt(chunk=T)", "sltt")),
     ("sltt_jax", BEST_CHUNK, ANY_CHUNK),
     *(("sltt_jax", rule, re.escape(rule)) for rule in ("sltt_k(1)", "sltt_k(2)")),
-    *(("sltt_jax_devices", rule, re.escape(rule)) for rule in ("bptt", "sltt")),
+    *(("sltt_jax_devices", rule, re.escape(rule)) for rule in ("bptt", "bptt(chunk=T)", "sltt")),
     ("sltt_jax_devices", BEST_CHUNK, ANY_CHUNK),
     *((peer, rule, rule) for peer in list(NAMES)[2:] for rule in ("bptt", "sltt")),
 )
