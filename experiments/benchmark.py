@@ -2,7 +2,7 @@
 
     python experiments/benchmark.py
 
-takes about two hours on two cores. The workloads, from one layer to ResNet-18, are in peers/workloads.py, and
+takes hours on two cores. The workloads, from one layer to ResNet-18, are in peers/workloads.py, and
 every peer has a file beside it that says what it cannot do alike. Writes benchmark.json, benchmark.md (all
 figures), benchmark.png and chunk.png (time and memory against `sltt(chunk)`). A run that was stopped goes on.
 
