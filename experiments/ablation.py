@@ -13,7 +13,7 @@ import jax
 import optax
 import tyro
 from plots_sweeps import plot_ablation
-from runs import Run, build, keep_compiled_programs, presets, write_json
+from runs import Run, build, prepare_xla, presets, write_json
 from sweeps import mean_std, sweep
 from train import fail, stopped
 
@@ -92,7 +92,7 @@ def tabulate(rows: list[dict]) -> str:
 def main() -> int:
     try:
         base = tyro.extras.overridable_config_cli(presets("ablation_", Ablation), description=__doc__)
-        keep_compiled_programs()
+        prepare_xla()
         rows, settings = [], variants(base)
         for name, summaries in sweep(base, settings, base.seeds):
             row = {**settings[name], "test_accuracy": mean_std(summaries, "test_accuracy")}

@@ -18,7 +18,7 @@ from configs import PRESETS
 from evaluate import read_run, workdir_of
 from measures import Weights, load_weights, measure_activity
 from plots_activity import plot_activity
-from runs import Experiment, Run, build, keep_compiled_programs, write_json
+from runs import Experiment, Run, build, prepare_xla, write_json
 from train import fail
 
 from sltt_jax.analysis.activity import Activity, energy, problems
@@ -122,7 +122,7 @@ def show(found: dict) -> str:
 def main() -> int:
     try:
         settings = tyro.cli(Settings, description=__doc__)
-        keep_compiled_programs()
+        prepare_xla()
         experiment, weights, workdir = open_network(settings)
         workdir.mkdir(parents=True, exist_ok=True)
         batch = next(experiment.source.train)

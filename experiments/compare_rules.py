@@ -9,7 +9,7 @@ import dataclasses
 import sys
 
 import tyro
-from runs import keep_compiled_programs
+from runs import prepare_xla
 from train import fail, prepare, presets, stopped, train, write_json
 
 from sltt_jax.training import Stopped
@@ -30,7 +30,7 @@ def variants(T: int) -> dict[str, dict]:
 def main() -> int:
     try:
         base = tyro.extras.overridable_config_cli(presets("compare_"), description=__doc__)
-        keep_compiled_programs()
+        prepare_xla()
         runs = {
             name: dataclasses.replace(base, **rule, workdir=base.workdir / name, overwrite=True)
             for name, rule in variants(base.T).items()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 import tyro
-from runs import Run, build, held_out_batches, keep_compiled_programs, write_json
+from runs import Run, build, held_out_batches, prepare_xla, write_json
 from tqdm import tqdm
 from train import fail
 
@@ -78,7 +78,7 @@ def evaluate(settings: Evaluate, run: Run, T: int) -> dict:
 def main() -> int:
     try:
         settings = tyro.cli(Evaluate, description=__doc__)
-        keep_compiled_programs()
+        prepare_xla()
         workdir = workdir_of(settings.run)
         run = read_run(workdir, settings.data_dir)
         rows = [evaluate(settings, run, T) for T in tqdm(settings.T or (run.T,), unit="T")]

@@ -25,7 +25,7 @@ from configs import make_rule
 from measures import arguments, load_weights
 from plots_agreement import plot_agreement, plot_steps
 from rule_names import parse_rule, show_rule
-from runs import Experiment, Run, build, config_of, keep_compiled_programs, presets, write_json
+from runs import Experiment, Run, build, config_of, prepare_xla, presets, write_json
 from sweeps import sweep
 from tqdm import tqdm
 from train import fail, stopped
@@ -167,7 +167,7 @@ def tabulate(rows: list[dict]) -> str:
 def main() -> int:
     try:
         base = tyro.extras.overridable_config_cli(presets("agreement_", Tracking), description=__doc__)
-        keep_compiled_programs()
+        prepare_xla()
         # Whatever the rows depend on, but the numbers of steps: those may be more the next time.
         same = {k: v for k, v in config_of(base).items() if k != "T"}
         same |= {"rules": list(base.rules), "batches": base.batches, "reduced": base.reduced}

@@ -28,7 +28,7 @@ import tyro
 from configs import PRESETS
 from data_sets import WORKERS
 from photographs import photographs
-from runs import Experiment, Run, build, keep_compiled_programs, training_batches, write_json
+from runs import Experiment, Run, build, prepare_xla, training_batches, write_json
 from tqdm import tqdm
 from train import compile_update, fail
 
@@ -188,7 +188,7 @@ def main() -> int:
     try:
         settings = tyro.cli(Settings, description=__doc__)
         settings.workdir.mkdir(parents=True, exist_ok=True)
-        keep_compiled_programs()
+        prepare_xla()
         with tempfile.TemporaryDirectory() as folder:
             runs = {name: prepare(name, settings, Path(folder) / "tfds") for name in settings.inputs}
             with tqdm(total=len(PARTS) * len(runs), unit="part") as bar:

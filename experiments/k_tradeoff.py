@@ -11,7 +11,7 @@ import sys
 
 import tyro
 from plots_sweeps import plot_k_tradeoff
-from runs import Run, keep_compiled_programs, presets, write_json
+from runs import Run, prepare_xla, presets, write_json
 from sweeps import mean_std, sweep
 from train import fail, stopped
 
@@ -66,7 +66,7 @@ def tabulate(rows: list[dict]) -> str:
 def main() -> int:
     try:
         base = tyro.extras.overridable_config_cli(presets("k_tradeoff_", Tradeoff), description=__doc__)
-        keep_compiled_programs()
+        prepare_xla()
         rows = []
         for name, summaries in sweep(base, variants(base.T, base.K), base.seeds):
             entries = "test_accuracy", "seconds_per_update"

@@ -12,7 +12,7 @@ import sys
 from typing import Literal, get_args
 
 import tyro
-from runs import Run, keep_compiled_programs, presets, write_json
+from runs import Run, prepare_xla, presets, write_json
 from sweeps import mean_std, sweep
 from train import fail, stopped
 
@@ -54,7 +54,7 @@ def tabulate(rows: list[dict]) -> str:
 def main() -> int:
     try:
         base = tyro.extras.overridable_config_cli(presets("precision_", Precisions), description=__doc__)
-        keep_compiled_programs()
+        prepare_xla()
         rows = []
         for name, summaries in sweep(base, {p: {"precision": p} for p in base.precisions}, base.seeds):
             means = {entry: mean_std(summaries, entry) for entry in ENTRIES}

@@ -21,6 +21,7 @@ from data_sets import Source
 from sltt_jax import data, functional, losses, rules, training
 from sltt_jax.analysis import auto_chunk
 from sltt_jax.blocks import first_step
+from sltt_jax.cpu import use_all_cores
 
 SUMMARY = "summary.json"
 CURVES = "curves.png"
@@ -233,11 +234,13 @@ def presets(prefix: str = "", kind: type[AnyRun] = Run) -> dict[str, tuple[str, 
     }
 
 
-def keep_compiled_programs():
-    """Has JAX keep what it compiles in the user's cache directory, so that a second start takes no compiling.
+def prepare_xla():
+    """Has XLA use all cores of a CPU, and JAX keep what it compiles, so that a second start compiles nothing.
 
-    `JAX_COMPILATION_CACHE_DIR` names another directory.
+    To be called before JAX computes anything. The programs are kept in the user's cache directory;
+    `JAX_COMPILATION_CACHE_DIR` names another.
     """
+    use_all_cores()
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(caches / "sltt_jax" / "xla"))

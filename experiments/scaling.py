@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import jax
 import tyro
-from runs import Experiment, Run, build, keep_compiled_programs, presets, write_json
+from runs import Experiment, Run, build, prepare_xla, presets, write_json
 from train import fail
 
 from sltt_jax import training
@@ -107,7 +107,7 @@ def tabulate(rows: list[dict]) -> str:
 def main() -> int:
     try:
         run = tyro.extras.overridable_config_cli(presets("scaling_", Scaling), description=__doc__)
-        keep_compiled_programs()
+        prepare_xla()
         jax.config.update("jax_num_cpu_devices", max(run.counts))
         rows = [measure(run, count) for count in run.counts]
         run.workdir.mkdir(parents=True, exist_ok=True)

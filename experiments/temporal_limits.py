@@ -25,7 +25,7 @@ import numpy as np
 import optax
 import tyro
 from plots_temporal import plot_delays, plot_taus
-from runs import keep_compiled_programs, write_json
+from runs import prepare_xla, write_json
 from tqdm import tqdm
 from train import fail
 
@@ -249,7 +249,7 @@ def jobs(settings: Limits):
 def main() -> int:
     try:
         settings = tyro.cli(Limits, description=__doc__)
-        keep_compiled_programs()
+        prepare_xla()
         settings.workdir.mkdir(parents=True, exist_ok=True)
         path = settings.workdir / "temporal_limits.json"
         same = json.loads(json.dumps(dataclasses.asdict(settings), default=str))
