@@ -1,8 +1,7 @@
 """What XLA's CPU compiler must be told for convolutions that use all cores."""
 
 import os
-
-import jaxlib
+from importlib.metadata import version
 
 _FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 
@@ -21,6 +20,6 @@ def use_all_cores():
     newer than those for which the flag is known. It changes nothing on other platforms.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    major, minor = (int(part) for part in jaxlib.__version__.split(".")[:2])
+    major, minor = (int(part) for part in version("jaxlib").split(".")[:2])
     if _FLAG not in flags and (major, minor) < (0, _FIRST_UNTRIED):
         os.environ["XLA_FLAGS"] = f"{flags} {_FLAG}=-individual_convolution".strip()
