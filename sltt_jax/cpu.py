@@ -13,7 +13,7 @@ def use_all_cores():
     """Has XLA compute convolutions on a CPU with Eigen; to be called before JAX computes anything.
 
     By default they go to YNNPACK. In jaxlib 0.10 it shares the output channels alone among the cores, so that
-    a convolution with fewer than about 128 runs on one core; in 0.12 it uses all and is still slower.
+    a convolution with fewer than about 128 runs on one core; in 0.12 it uses all and is slower for most.
 
     Adds to the environment variable XLA_FLAGS, which XLA reads once, and so has no effect on a process that
     has computed already. Leaves XLA_FLAGS alone if they say something about YNNPACK, or if this jaxlib is
