@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import pytest
@@ -15,6 +16,11 @@ import jax, jax.numpy as jnp
 from sltt_jax.cpu import use_all_cores
 if "use" in sys.argv:
     use_all_cores()
+if "experiment" in sys.argv:
+    import runs, train
+
+    runs.presets()
+    runs.prepare_xla()
 x, w = jnp.zeros((2, 16, 16, 32)), jnp.zeros((3, 3, 32, 32))
 numbers = "NHWC", "HWIO", "NHWC"
 conv = lambda x, w: jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=numbers)
@@ -24,6 +30,7 @@ print(jax.jit(conv).lower(x, w).compile().as_text())
 
 def compiled(*arguments: str) -> str:
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[1] / "experiments")
     command = [sys.executable, "-c", PROGRAM, *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 
@@ -31,8 +38,9 @@ def compiled(*arguments: str) -> str:
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the flag is of the CPU compiler")
 def test_convolutions_are_not_given_to_ynnpack():
     assert "ynn" in compiled()  # else there would be nothing to switch off
-    told = compiled("use")
-    assert "convolution(" in told and "ynn" not in told
+    for way in ("use", "experiment"):
+        told = compiled(way)
+        assert "convolution(" in told and "ynn" not in told, way
 
 
 def test_flags_of_the_user_stay(monkeypatch):
