@@ -22,6 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from sltt_jax import winograd
+
 # Rows of a matrix product of the window's gradient: what it reads should stay in the cache.
 _ROWS = 1024
 
@@ -98,7 +100,10 @@ def _forward_conv(x, w, strides, pads, precision, x_dilation=None, w_dilation=No
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _conv(x, w, strides, pads, precision):
-    return _forward_conv(x, w, strides, pads, precision)
+    direct = partial(_forward_conv, strides=strides, pads=pads, precision=precision)
+    if not winograd.applies(x, w, strides, pads, precision):
+        return direct(x, w)
+    return lax.platform_dependent(x, w, cpu=partial(winograd.convolve, pads=pads), default=direct)
 
 
 def _conv_fwd(x, w, strides, pads, precision):
@@ -124,6 +129,8 @@ _conv.defvjp(_conv_fwd, _conv_bwd)
 
 
 def _input_gradient(x, w, g, strides, pads, precision):
+    if winograd.applies(x, w, strides, pads, precision):
+        return winograd.input_gradient(w, g, pads)
     axes = range(w.ndim - 2)
     swapped = jnp.swapaxes(jnp.flip(w, axes), -1, -2)
     back = []

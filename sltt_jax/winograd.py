@@ -1,0 +1,130 @@
+"""Convolutions of 3x3 windows with 2.25 times fewer multiplications, for a CPU.
+
+Winograd's minimal filtering F(2x2, 3x3), as Lavin and Gray (2016, arXiv 1509.09308) use it: every 2x2 outputs
+and the 4x4 inputs d that they see are a tile, and with the matrices of their equation (7)
+
+    y = A^T ((G w G^T) * (B^T d B)) A
+
+The product in the middle, of 16 entries a tile in place of 36, is elementwise over the entries, and over
+channels and tiles a matrix product, which is what a CPU does best. The transformations are additions, of
+spikes exact ones. In float32 the result is about as exact as that of a direct convolution.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+# Fewer channels make narrow products, and fewer tiles do not repay the transformation of the window.
+_LEAST_CHANNELS = 32
+_LEAST_TILES = 32
+
+# Bytes of the transformed tiles of the samples that are computed at a time.
+_BYTES = 32 * 2**20
+
+
+def applies(x: jax.Array, w: jax.Array, strides, pads, precision) -> bool:
+    """Whether `convolve` computes this convolution, and is likely to be faster than a direct one."""
+    if x.ndim != 4 or w.shape[:2] != (3, 3) or strides != (1, 1) or x.dtype != jnp.float32:
+        return False
+    if precision not in (None, lax.Precision.DEFAULT):  # somebody counts on every bit
+        return False
+    height, width = (n + sum(p) - 2 for n, p in zip(x.shape[1:3], pads, strict=True))
+    tiles = x.shape[0] * -(-height // 2) * -(-width // 2)
+    return min(w.shape[2:]) >= _LEAST_CHANNELS and tiles >= _LEAST_TILES
+
+
+def convolve(x: jax.Array, w: jax.Array, pads) -> jax.Array:
+    """A convolution of stride 1.
+
+    Args:
+      x: `[B, H, W, in]`.
+      w: `[3, 3, in, out]`.
+      pads: (low, high) of height and width.
+
+    Returns:
+      `[B, H + low + high - 2, W + low + high - 2, out]`.
+    """
+    return _convolve(x, _transformed_window(w), 0, pads)
+
+
+def input_gradient(w: jax.Array, g: jax.Array, pads) -> jax.Array:
+    """The gradient of `convolve` to its input.
+
+    Args:
+      w: `[3, 3, in, out]`.
+      g: gradient to the output, `[B, h, w, out]`.
+      pads: those of the convolution.
+
+    Returns:
+      `[B, H, W, in]`.
+    """
+    u = _transformed_window(w)
+    flipped = [[u[a][b] for b in (3, 1, 2, 0)] for a in (3, 1, 2, 0)]  # what G makes of the flipped window
+    return _convolve(g, flipped, 1, [(2 - low, 2 - high) for low, high in pads])
+
+
+def _transformed_window(w):
+    """G w G^T: entries of 4x4, each `[in, out]`."""
+
+    def along(a, b, c):
+        outer, half = (a + c) * 0.5, b * 0.5
+        return a, outer + half, outer - half, c
+
+    columns = [along(*(w[i, j] for i in range(3))) for j in range(3)]
+    return [along(*(column[a] for column in columns)) for a in range(4)]
+
+
+def _transformed_tiles(x, height, width):
+    """B^T d B of inputs `[B, 2 height + 2, 2 width + 2, channels]`: entries of 4x4, each `[tiles, channels]`."""
+
+    def along(a, b, c, d):
+        return a - c, b + c, c - b, b - d
+
+    def seen(i, j):
+        return lax.slice(
+            x, (0, i, j, 0), (x.shape[0], i + 2 * height - 1, j + 2 * width - 1, x.shape[3]), (1, 2, 2, 1)
+        ).reshape(-1, x.shape[3])
+
+    columns = [along(*(seen(i, j) for i in range(4))) for j in range(4)]
+    return [along(*(column[a] for column in columns)) for a in range(4)]
+
+
+def _outputs(m):
+    """A^T m A: entries of 2x2."""
+
+    def along(a, b, c, d):
+        return a + b + c, b - c - d
+
+    columns = [along(*(m[a][b] for a in range(4))) for b in range(4)]
+    return [along(*(column[i] for column in columns)) for i in range(2)]
+
+
+def _convolve(x, u, contracted, pads):
+    """Of a transformed window; `contracted` is the axis of its entries that belongs to the channels of `x`."""
+    B, *spatial, channels = x.shape
+    rows, columns = (n + sum(p) - 2 for n, p in zip(spatial, pads, strict=True))
+    height, width = -(-rows // 2), -(-columns // 2)
+    features = u[0][0].shape[1 - contracted]
+    ends = [
+        (low, 2 * n + 2 - size - low, 0)
+        for (low, _), n, size in zip(pads, (height, width), spatial, strict=True)
+    ]
+
+    def some(x):
+        v = _transformed_tiles(lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *ends, (0, 0, 0)]), height, width)
+        m = [
+            [lax.dot_general(v[a][b], u[a][b], (((1,), (contracted,)), ((), ()))) for b in range(4)]
+            for a in range(4)
+        ]
+        y = [[e.reshape(-1, height, 1, width, 1, features) for e in row] for row in _outputs(m)]
+        y = jnp.concatenate([jnp.concatenate(row, 4) for row in y], 2)
+        return y.reshape(-1, 2 * height, 2 * width, features)[:, :rows, :columns]
+
+    bytes = 16 * height * width * (channels + features) * x.dtype.itemsize
+    samples = max(n for n in range(1, B + 1) if B % n == 0 and (n == 1 or n * bytes <= _BYTES))
+    if samples == B:
+        return some(x)
+    blocks = lax.map(
+        lambda i: some(lax.dynamic_slice_in_dim(x, i * samples, samples)), jnp.arange(B // samples)
+    )
+    return blocks.reshape(B, rows, columns, features)
