@@ -7,11 +7,11 @@ times slower. Here both are written as forward convolutions of that form (channe
     dx = conv(g dilated by the stride, w reversed in space with its channels swapped)
     dw = conv(x with channels as batch, g with batch as input channels, dilated by the stride)
 
-The second is slow for wide and shallow layers, whose window is as large as the image. For the windows that
-networks have, dw is instead a sum of matrix products, one for every entry (i, j) of the window, of x shifted
-by (i, j) and g.
+The second is slow for a few samples. Their dw, and that of a window of one entry, is instead a matrix product
+for every entry (i, j) of the window, of x shifted by (i, j) and g. Where it pays, the convolution and dx
+take fewer multiplications (`winograd.py`).
 
-On other platforms the gradient is left to XLA, which maps it to the vendor's kernels.
+On other platforms both are left to XLA, which maps them to the vendor's kernels.
 """
 
 import math
@@ -24,8 +24,8 @@ from jax import lax
 
 from sltt_jax import winograd
 
-# Rows of a matrix product of the window's gradient: what it reads should stay in the cache.
-_ROWS = 1024
+# Samples below which the gradient of a window is a sum of matrix products.
+_MANY_SAMPLES = 4
 
 # Columns up to which the products of all entries of a window are one.
 _FEW_COLUMNS = 256
@@ -131,6 +131,35 @@ _conv.defvjp(_conv_fwd, _conv_bwd)
 def _input_gradient(x, w, g, strides, pads, precision):
     if winograd.applies(x, w, strides, pads, precision):
         return winograd.input_gradient(w, g, pads)
+    *window, _, features = w.shape
+    positions = math.prod(g.shape[:-1])
+    if math.prod(window) == 1 or positions <= features:
+        return _input_gradient_as_product(x, w, g, strides, pads, precision)
+    return _input_gradient_as_convolution(x, w, g, strides, pads, precision)
+
+
+def _input_gradient_as_product(x, w, g, strides, pads, precision):
+    """What every entry of the window contributes, in one product, and then put where it belongs."""
+    *window, channels, features = w.shape
+    spatial = g.shape[1:-1]
+    parts = lax.dot_general(
+        g.reshape(-1, features),
+        w.reshape(-1, features),
+        (((1,), (1,)), ((), ())),
+        precision=precision,
+        preferred_element_type=jnp.promote_types(g.dtype, jnp.float32),
+    ).reshape(*g.shape[:-1], -1, channels)
+    total = jnp.zeros((), parts.dtype)
+    for i, start in enumerate(np.ndindex(*window)):
+        ends = []
+        for n, m, k, s, (low, _) in zip(x.shape[1:], spatial, start, strides, pads, strict=False):
+            ends.append((k - low, n + low - k - (m - 1) * s - 1, s - 1))
+        zero = jnp.zeros((), parts.dtype)
+        total += lax.pad(parts[..., i, :], zero, [(0, 0, 0), *ends, (0, 0, 0)])
+    return total.astype(g.dtype)
+
+
+def _input_gradient_as_convolution(x, w, g, strides, pads, precision):
     axes = range(w.ndim - 2)
     swapped = jnp.swapaxes(jnp.flip(w, axes), -1, -2)
     back = []
@@ -141,38 +170,29 @@ def _input_gradient(x, w, g, strides, pads, precision):
 
 
 def _window_gradient(x, w, g, strides, pads, precision):
-    """A matrix product for every entry of the window, of a few samples at a time, which stay in the cache."""
-    *window, _, _ = w.shape
-    if math.prod(window) > _MOST_PRODUCTS:
-        return _window_gradient_as_convolution(x, w, g, strides, pads, precision)
-    B, *spatial, features = g.shape
-    samples = max(n for n in range(1, B + 1) if B % n == 0 and (n == 1 or n * math.prod(spatial) <= _ROWS))
+    entries = math.prod(w.shape[:-2])
+    if entries == 1 or (x.shape[0] < _MANY_SAMPLES and entries <= _MOST_PRODUCTS):
+        return _window_gradient_as_products(x, w, g, strides, pads, precision)
+    return _window_gradient_as_convolution(x, w, g, strides, pads, precision)
+
+
+def _window_gradient_as_products(x, w, g, strides, pads, precision):
+    *window, _, features = w.shape
+    spatial = g.shape[1:-1]
     ends = []
     for n, m, k, s, (low, _) in zip(x.shape[1:], spatial, window, strides, pads, strict=False):
         ends.append((low, (m - 1) * s + k - n - low, 0))
-
-    def products(i, total):
-        # Sliced in the loop: of inputs that are folded into blocks before it, XLA makes copies.
-        x_i, g_i = (lax.dynamic_slice_in_dim(a, i * samples, samples) for a in (x, g))
-        padded = lax.pad(x_i, jnp.zeros((), x.dtype), [(0, 0, 0), *ends, (0, 0, 0)])
-        seen = []  # what each entry of the window sees
-        for start in np.ndindex(*window):
-            stops = (k + (m - 1) * s + 1 for k, m, s in zip(start, spatial, strides, strict=True))
-            part = lax.slice(padded, (0, *start, 0), (samples, *stops, x.shape[-1]), (1, *strides, 1))
-            seen.append(part.reshape(-1, part.shape[-1]))
-        if len(seen) * x.shape[-1] <= _FEW_COLUMNS:  # one product is not too wide, and many are too narrow
-            seen = [jnp.concatenate(seen, -1)]
-        g_i = g_i.reshape(-1, features)
-        parts = (
-            lax.dot_general(
-                part, g_i, (((0,), (0,)), ((), ())), precision=precision, preferred_element_type=total.dtype
-            )
-            for part in seen
-        )
-        return total + jnp.concatenate(list(parts))
-
-    zero = jnp.zeros((w.size // features, features), jnp.promote_types(w.dtype, jnp.float32))
-    return lax.fori_loop(0, B // samples, products, zero).reshape(w.shape).astype(w.dtype)
+    padded = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *ends, (0, 0, 0)])
+    seen = []  # what each entry of the window sees
+    for start in np.ndindex(*window):
+        stops = (k + (m - 1) * s + 1 for k, m, s in zip(start, spatial, strides, strict=True))
+        part = lax.slice(padded, (0, *start, 0), (x.shape[0], *stops, x.shape[-1]), (1, *strides, 1))
+        seen.append(part.reshape(-1, part.shape[-1]))
+    if len(seen) * x.shape[-1] <= _FEW_COLUMNS:  # one product is not too wide, and many are too narrow
+        seen = [jnp.concatenate(seen, -1)]
+    g = g.reshape(-1, features)
+    parts = [lax.dot_general(part, g, (((0,), (0,)), ((), ())), precision=precision) for part in seen]
+    return jnp.concatenate(parts).reshape(w.shape)
 
 
 def _window_gradient_as_convolution(x, w, g, strides, pads, precision):

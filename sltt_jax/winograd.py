@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Fewer channels make narrow products, and fewer tiles do not repay the transformation of the window.
+# Fewer channels make narrow products, and fewer outputs do not repay the transformation of the window.
 _LEAST_CHANNELS = 32
-_LEAST_TILES = 32
+_LEAST_POSITIONS = 256
 
 # Bytes of the transformed tiles of the samples that are computed at a time.
 _BYTES = 32 * 2**20
@@ -29,8 +29,7 @@ def applies(x: jax.Array, w: jax.Array, strides, pads, precision) -> bool:
     if precision not in (None, lax.Precision.DEFAULT):  # somebody counts on every bit
         return False
     height, width = (n + sum(p) - 2 for n, p in zip(x.shape[1:3], pads, strict=True))
-    tiles = x.shape[0] * -(-height // 2) * -(-width // 2)
-    return min(w.shape[2:]) >= _LEAST_CHANNELS and tiles >= _LEAST_TILES
+    return min(w.shape[2:]) >= _LEAST_CHANNELS and x.shape[0] * height * width >= _LEAST_POSITIONS
 
 
 def convolve(x: jax.Array, w: jax.Array, pads) -> jax.Array:
