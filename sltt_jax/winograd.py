@@ -18,9 +18,6 @@ from jax import lax
 _LEAST_CHANNELS = 32
 _LEAST_POSITIONS = 256
 
-# Bytes of the transformed tiles of the samples that are computed at a time.
-_BYTES = 32 * 2**20
-
 
 def applies(x: jax.Array, w: jax.Array, strides, pads, precision) -> bool:
     """Whether `convolve` computes this convolution, and is likely to be faster than a direct one."""
@@ -100,7 +97,7 @@ def _outputs(m):
 
 def _convolve(x, u, contracted, pads):
     """Of a transformed window; `contracted` is the axis of its entries that belongs to the channels of `x`."""
-    B, *spatial, channels = x.shape
+    B, *spatial, _ = x.shape
     rows, columns = (n + sum(p) - 2 for n, p in zip(spatial, pads, strict=True))
     height, width = -(-rows // 2), -(-columns // 2)
     features = u[0][0].shape[1 - contracted]
@@ -109,21 +106,12 @@ def _convolve(x, u, contracted, pads):
         for (low, _), n, size in zip(pads, (height, width), spatial, strict=True)
     ]
 
-    def some(x):
-        v = _transformed_tiles(lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *ends, (0, 0, 0)]), height, width)
-        m = [
-            [lax.dot_general(v[a][b], u[a][b], (((1,), (contracted,)), ((), ()))) for b in range(4)]
-            for a in range(4)
-        ]
-        y = [[e.reshape(-1, height, 1, width, 1, features) for e in row] for row in _outputs(m)]
-        y = jnp.concatenate([jnp.concatenate(row, 4) for row in y], 2)
-        return y.reshape(-1, 2 * height, 2 * width, features)[:, :rows, :columns]
-
-    bytes = 16 * height * width * (channels + features) * x.dtype.itemsize
-    samples = max(n for n in range(1, B + 1) if B % n == 0 and (n == 1 or n * bytes <= _BYTES))
-    if samples == B:
-        return some(x)
-    blocks = lax.map(
-        lambda i: some(lax.dynamic_slice_in_dim(x, i * samples, samples)), jnp.arange(B // samples)
-    )
-    return blocks.reshape(B, rows, columns, features)
+    padded = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *ends, (0, 0, 0)])
+    v = _transformed_tiles(padded, height, width)
+    m = [
+        [lax.dot_general(v[a][b], u[a][b], (((1,), (contracted,)), ((), ()))) for b in range(4)]
+        for a in range(4)
+    ]
+    y = [[e.reshape(B, height, 1, width, 1, features) for e in row] for row in _outputs(m)]
+    y = jnp.concatenate([jnp.concatenate(row, 4) for row in y], 2)
+    return y.reshape(B, 2 * height, 2 * width, features)[:, :rows, :columns]
