@@ -42,13 +42,27 @@ def test_gradients_are_those_of_lax(x64, kernel, stride, padding, size):
 
 
 @pytest.mark.parametrize("channels", [2, 40])
-def test_window_gradients_of_large_batches(x64, channels):
-    """Several samples at a time, in several rounds, with the window's entries together and apart."""
+@pytest.mark.parametrize("samples", [3, 6])
+def test_gradients_of_few_and_of_many_samples(x64, channels, samples):
+    """The window's as products, its entries together and apart, and as a convolution."""
     rng = np.random.default_rng(0)
-    x, w = (jnp.asarray(rng.normal(size=shape)) for shape in ((6, 19, 20, channels), (3, 3, channels, 5)))
+    x, w = (
+        jnp.asarray(rng.normal(size=shape)) for shape in ((samples, 9, 10, channels), (3, 3, channels, 5))
+    )
     args = x, w, (1, 1), "SAME"
     _, ours = gradients(conv_general_dilated, *args)
     _, theirs = gradients(lax.conv_general_dilated, *args)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_input_gradients_of_large_windows(x64, stride):
+    """More channels than positions: one product in place of a convolution."""
+    rng = np.random.default_rng(0)
+    x, w = (jnp.asarray(rng.normal(size=shape)) for shape in ((2, 5, 4, 3), (3, 3, 3, 64)))
+    args = x, w, (stride, stride), "SAME"
+    ours, _ = gradients(conv_general_dilated, *args)
+    theirs, _ = gradients(lax.conv_general_dilated, *args)
     np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
@@ -81,14 +95,14 @@ def convolutions_in_loops(compiled):
 def test_convolutions_of_an_update_are_canonical(rule):
     """XLA's CPU backend runs any other form a hundred times slower in the body of a loop."""
     model = ConvNet(features=(4, 8, 8), classes=3)  # the last layer's window is larger than its 2x2 input
-    x, y = jnp.ones((2, 8, 8, 2)), jnp.zeros(2, int)
+    x, y = jnp.ones((4, 8, 8, 2)), jnp.zeros(4, int)
     params, state = functional.init(model, jax.random.key(0), x)
     f = rule.value_and_grad(functional.applier(model), losses.classification())
     xs = jnp.ones((6, *x.shape))
     compiled = jax.jit(f).lower(params, state, xs, y, jax.random.key(0)).compile()
     labels = convolutions_in_loops(compiled)
-    # Three layers forward and two gradients to the input; those to the windows are matrix products.
-    assert len(labels) >= 5
+    # Three layers forward, their windows' gradients, and two gradients to the input.
+    assert len(labels) >= 8
     assert set(labels) == {CANONICAL}
 
 
