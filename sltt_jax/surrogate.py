@@ -49,8 +49,8 @@ class Surrogate:
 
 def _step(x):
     s = (x >= 0).astype(x.dtype)
-    # The root of 0 or 1 is itself; but XLA's CPU compiler takes roots for expensive, and so computes spikes once
-    # in place of once more, with all elementwise operations before them, for everything that reads them.
+    # The root of 0 or 1 is itself. But XLA's CPU compiler takes roots for expensive and computes them once; a
+    # comparison, with all elementwise operations before it, it repeats in everything that reads the spikes.
     return lax.platform_dependent(s, cpu=jnp.sqrt, default=lambda s: s)
 
 

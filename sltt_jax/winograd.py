@@ -71,7 +71,7 @@ def _transformed_window(w):
 
 
 def _transformed_tiles(x, height, width):
-    """B^T d B of inputs `[B, 2 height + 2, 2 width + 2, channels]`: entries of 4x4, each `[tiles, channels]`."""
+    """B^T d B of inputs `[B, 2 height + 2, 2 width + 2, in]`: entries of 4x4, each `[tiles, in]`."""
 
     def along(a, b, c, d):
         return a - c, b + c, c - b, b - d
@@ -96,7 +96,7 @@ def _outputs(m):
 
 
 def _convolve(x, u, contracted, pads):
-    """Of a transformed window; `contracted` is the axis of its entries that belongs to the channels of `x`."""
+    """Of a transformed window; `contracted` is the axis of its entries that belongs to channels of `x`."""
     B, *spatial, _ = x.shape
     rows, columns = (n + sum(p) - 2 for n, p in zip(spatial, pads, strict=True))
     height, width = -(-rows // 2), -(-columns // 2)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from sltt_jax import convolution, functional, losses
+from sltt_jax import functional, losses
 from sltt_jax.analysis import cost, cost_over_time, flops, growth, program_cost
 from sltt_jax.blocks import Repeat
 from sltt_jax.models import MLP, ConvNet
@@ -65,7 +65,7 @@ def test_memory_of_blocks():
             assert at[64] <= 1.01 * at[8], rule
         assert at[64] < 0.5 * temp_bytes("convnet", bptt(), 64)
         assert at[8] > 1.5 * temp_bytes("convnet", sltt(), 8)
-    assert temp_bytes("convnet", bptt(remat=True), 64) < 0.6 * temp_bytes("convnet", bptt(), 64)
+    assert temp_bytes("convnet", bptt(remat=True), 64) < 0.7 * temp_bytes("convnet", bptt(), 64)
 
 
 def test_memory_of_the_stream_driver_has_no_time_in_it():
@@ -90,9 +90,8 @@ def test_memory_of_the_stream_driver_has_no_time_in_it():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_flops_are_those_of_the_unrolled_program(name, monkeypatch):
+def test_flops_are_those_of_the_unrolled_program(name):
     """XLA counts a program without loops right; elementwise work is what it counts beside ours."""
-    monkeypatch.setattr(convolution, "_ROWS", 10**6)  # all samples at once in the gradient of a window
     T = 4
     traced = trace(name, sltt(chunk=T), T)
     compiled = traced.lower().compile()
