@@ -30,7 +30,7 @@ _MANY_SAMPLES = 4
 # Columns up to which the products of all entries of a window are one.
 _FEW_COLUMNS = 256
 
-# Entries of a window up to which each has a product of its own.
+# Entries of a window up to which each is dealt with by itself.
 _MOST_PRODUCTS = 49
 
 
@@ -131,9 +131,9 @@ _conv.defvjp(_conv_fwd, _conv_bwd)
 def _input_gradient(x, w, g, strides, pads, precision):
     if winograd.applies(x, w, strides, pads, precision):
         return winograd.input_gradient(w, g, pads)
-    *window, _, features = w.shape
-    positions = math.prod(g.shape[:-1])
-    if math.prod(window) == 1 or positions <= features:
+    entries, positions = math.prod(w.shape[:-2]), math.prod(g.shape[:-1])
+    # With more channels than positions, turning the window around would be most of the work.
+    if entries == 1 or (positions <= w.shape[-1] and entries <= _MOST_PRODUCTS):
         return _input_gradient_as_product(x, w, g, strides, pads, precision)
     return _input_gradient_as_convolution(x, w, g, strides, pads, precision)
 
@@ -149,12 +149,11 @@ def _input_gradient_as_product(x, w, g, strides, pads, precision):
         precision=precision,
         preferred_element_type=jnp.promote_types(g.dtype, jnp.float32),
     ).reshape(*g.shape[:-1], -1, channels)
-    total = jnp.zeros((), parts.dtype)
+    zero = total = jnp.zeros((), parts.dtype)
     for i, start in enumerate(np.ndindex(*window)):
         ends = []
         for n, m, k, s, (low, _) in zip(x.shape[1:], spatial, start, strides, pads, strict=False):
             ends.append((k - low, n + low - k - (m - 1) * s - 1, s - 1))
-        zero = jnp.zeros((), parts.dtype)
         total += lax.pad(parts[..., i, :], zero, [(0, 0, 0), *ends, (0, 0, 0)])
     return total.astype(g.dtype)
 
