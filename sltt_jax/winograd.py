@@ -59,6 +59,12 @@ def input_gradient(w: jax.Array, g: jax.Array, pads) -> jax.Array:
     return _convolve(g, flipped, 1, [(2 - low, 2 - high) for low, high in pads])
 
 
+def _along_both(transform, entries):
+    """What `transform` makes of the columns of a square of entries, and then of its rows."""
+    columns = [transform(*column) for column in zip(*entries, strict=True)]
+    return [transform(*row) for row in zip(*columns, strict=True)]
+
+
 def _transformed_window(w):
     """G w G^T: entries of 4x4, each `[in, out]`."""
 
@@ -66,8 +72,7 @@ def _transformed_window(w):
         outer, half = (a + c) * 0.5, b * 0.5
         return a, outer + half, outer - half, c
 
-    columns = [along(*(w[i, j] for i in range(3))) for j in range(3)]
-    return [along(*(column[a] for column in columns)) for a in range(4)]
+    return _along_both(along, [[w[i, j] for j in range(3)] for i in range(3)])
 
 
 def _transformed_tiles(x, height, width):
@@ -81,8 +86,7 @@ def _transformed_tiles(x, height, width):
             x, (0, i, j, 0), (x.shape[0], i + 2 * height - 1, j + 2 * width - 1, x.shape[3]), (1, 2, 2, 1)
         ).reshape(-1, x.shape[3])
 
-    columns = [along(*(seen(i, j) for i in range(4))) for j in range(4)]
-    return [along(*(column[a] for column in columns)) for a in range(4)]
+    return _along_both(along, [[seen(i, j) for j in range(4)] for i in range(4)])
 
 
 def _outputs(m):
@@ -91,8 +95,7 @@ def _outputs(m):
     def along(a, b, c, d):
         return a + b + c, b - c - d
 
-    columns = [along(*(m[a][b] for a in range(4))) for b in range(4)]
-    return [along(*(column[i] for column in columns)) for i in range(2)]
+    return _along_both(along, m)
 
 
 def _convolve(x, u, contracted, pads):

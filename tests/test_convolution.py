@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from sltt_jax import functional, losses, rules
+from sltt_jax import convolution, functional, losses, rules
 from sltt_jax.convolution import conv_general_dilated
 from sltt_jax.models import ConvNet
 
@@ -57,13 +57,17 @@ def test_gradients_of_few_and_of_many_samples(x64, channels, samples):
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_input_gradients_of_large_windows(x64, stride):
-    """More channels than positions: one product in place of a convolution."""
+    """More channels than positions: one product in place of a convolution with the window turned around."""
     rng = np.random.default_rng(0)
     x, w = (jnp.asarray(rng.normal(size=shape)) for shape in ((2, 5, 4, 3), (3, 3, 3, 64)))
     args = x, w, (stride, stride), "SAME"
     ours, _ = gradients(conv_general_dilated, *args)
     theirs, _ = gradients(lax.conv_general_dilated, *args)
     np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
+    for samples, turned in ((2, False), (40, True)):
+        image, g = jnp.zeros((samples, *x.shape[1:])), jnp.zeros((samples, *x.shape[1:3], 64))
+        program = jax.make_jaxpr(lambda *a: convolution._input_gradient(*a, (1, 1), ((1, 1),) * 2, None))
+        assert (" rev[" in str(program(image, w, g))) == turned
 
 
 def test_other_convolutions_are_left_to_lax(x64):

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.flatten_util import ravel_pytree
 
 from sltt_jax import functional, losses, rules, winograd
 from sltt_jax.convolution import conv_general_dilated
@@ -37,7 +38,7 @@ def test_it_is_the_convolution_and_its_gradient(x64, size, pads):
 
 
 def test_it_is_as_exact_as_a_direct_convolution(x64):
-    """In float32, on spikes, against float64: the larger of the errors is at most four times the smaller."""
+    """In float32, on spikes, against float64: the error is less than four times that of a direct one."""
     x, w = operands((8, 16, 16), 64, 64)
     x = (x > 1).astype(x.dtype)
     exact = direct(x, w)
@@ -49,7 +50,7 @@ def test_it_is_as_exact_as_a_direct_convolution(x64):
 
 
 def products(f, *args):
-    """Matrix products of the compiled program, by the entries of a window that Winograd has."""
+    """How many matrix products the compiled program has; Winograd's are 16 a convolution."""
     compiled = jax.jit(f).lower(*args).compile()
     return compiled.as_text().count(" dot(")
 
@@ -87,7 +88,7 @@ def test_rules_agree_with_it():
         args = params, state, x, y, jax.random.key(0)
         assert products(f, *args) >= 2 * 16 * 2  # two layers, forward and backward
         out = jax.jit(f)(*args)
-        return jax.flatten_util.ravel_pytree(out[1])[0]
+        return ravel_pytree(out[1])[0]
 
     sltt, chunked, bptt = (gradient(rule) for rule in (rules.sltt(), rules.sltt(chunk=3), rules.bptt()))
     distance = lambda a, b: float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))
