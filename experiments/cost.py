@@ -26,7 +26,7 @@ from train import fail
 
 from sltt_jax import blocks, functional
 from sltt_jax.analysis import Cost, flops, largest_batch, program_cost, time_update
-from sltt_jax.cpu import use_all_cores
+from sltt_jax.cpu import tune_xla
 
 # The recipe that gives a network its data, loss and optimizer where none is named.
 RECIPES = {"resnet": "cifar10", "vgg": "dvs_cifar10", "nf_resnet": "imagenet_stage2", "mlp": "digits_mlp"}
@@ -207,7 +207,7 @@ def tabulate_batches(rows: dict[str, dict[int, int]]) -> str:
 def main() -> int:
     try:
         costs = tyro.cli(Costs, description=__doc__)
-        use_all_cores()
+        tune_xla()
         base, batch = recipe(costs)
         jobs = list(variants(costs, base))
         if not jobs:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from train import fail
 
 from sltt_jax.analysis import time_update
-from sltt_jax.cpu import use_all_cores
+from sltt_jax.cpu import tune_xla
 
 
 class Claim(NamedTuple):
@@ -146,7 +146,7 @@ def tabulate_times(rows: list[dict]) -> str:
 def main() -> int:
     try:
         settings = tyro.cli(Settings, description=__doc__)
-        use_all_cores()
+        tune_xla()
         settings.workdir.mkdir(parents=True, exist_ok=True)
         found: dict[str, list[dict]] = {"memory": [], "time": []}
         for claim in tqdm([c for c in MEMORY if c.preset in settings.memory], unit="network"):

@@ -21,7 +21,7 @@ from data_sets import Source
 from sltt_jax import data, functional, losses, rules, training
 from sltt_jax.analysis import auto_chunk
 from sltt_jax.blocks import first_step
-from sltt_jax.cpu import use_all_cores
+from sltt_jax.cpu import tune_xla
 
 SUMMARY = "summary.json"
 CURVES = "curves.png"
@@ -234,13 +234,16 @@ def presets(prefix: str = "", kind: type[AnyRun] = Run) -> dict[str, tuple[str, 
     }
 
 
-def prepare_xla():
-    """Has XLA use all cores of a CPU, and JAX keep what it compiles, so that a second start compiles nothing.
+def prepare_xla(precision: str = "float32"):
+    """Tunes XLA for CPUs, and has JAX keep what it compiles, so that a second start compiles nothing.
 
     To be called before JAX computes anything. The programs are kept in the user's cache directory;
     `JAX_COMPILATION_CACHE_DIR` names another.
+
+    Args:
+      precision: of the run; in other precisions of the same process a CPU may be slower.
     """
-    use_all_cores()
+    tune_xla(half_precision=precision != "float32")
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(caches / "sltt_jax" / "xla"))

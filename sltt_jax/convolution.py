@@ -83,11 +83,12 @@ def conv_general_dilated(
     return _conv(lhs, rhs, tuple(window_strides), pads, kwargs.get("precision"))
 
 
-def _forward_conv(x, w, strides, pads, precision, x_dilation=None, w_dilation=None):
+def _forward_conv(x, w, strides, pads, precision, x_dilation=None, w_dilation=None, padded_first=False):
     spatial = "".join("HWD"[: x.ndim - 2])
     numbers = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
     dilation = x_dilation or (1,) * len(spatial)
-    if math.prod(w.shape[:-2]) > math.prod(x.shape[1:-1]) or min(min(p) for p in pads) < 0:
+    large_window = math.prod(w.shape[:-2]) > math.prod(x.shape[1:-1])
+    if padded_first or large_window or min(min(p) for p in pads) < 0:
         # XLA would swap the operands where the window is larger than the input, and its CPU kernels take
         # neither that nor negative padding; a pad that it cannot merge with the convolution avoids both.
         config = [(0, 0, 0), *((*p, d - 1) for p, d in zip(pads, dilation, strict=True)), (0, 0, 0)]
@@ -101,9 +102,33 @@ def _forward_conv(x, w, strides, pads, precision, x_dilation=None, w_dilation=No
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _conv(x, w, strides, pads, precision):
     direct = partial(_forward_conv, strides=strides, pads=pads, precision=precision)
-    if not winograd.applies(x, w, strides, pads, precision):
+    if winograd.applies(x, w, strides, pads, precision):
+        on_cpu = partial(winograd.convolve, pads=pads)
+    elif _keeps_shape(x, w, strides, pads):
+        on_cpu = partial(_safe_conv, pads=pads, precision=precision)
+    else:
         return direct(x, w)
-    return lax.platform_dependent(x, w, cpu=partial(winograd.convolve, pads=pads), default=direct)
+    return lax.platform_dependent(x, w, cpu=on_cpu, default=direct)
+
+
+def _keeps_shape(x, w, strides, pads):
+    sizes = zip(w.shape, pads, strict=False)
+    return (
+        w.shape[-2] == w.shape[-1] and all(s == 1 for s in strides) and all(sum(p) == k - 1 for k, p in sizes)
+    )
+
+
+def _safe_conv(x, w, pads, precision):
+    """A convolution that keeps the shape of its input, which with `tune_xla` needs care.
+
+    XLA draws it into the loop of another operation with that input and output shape. It does not if it reads
+    another array, the padded one, or is a matrix product.
+    """
+    if math.prod(w.shape[:-2]) == 1:
+        return lax.dot_general(
+            x, w.reshape(w.shape[-2:]), (((x.ndim - 1,), (0,)), ((), ())), precision=precision
+        )
+    return _forward_conv(x, w, (1,) * len(pads), pads, precision, padded_first=True)
 
 
 def _conv_fwd(x, w, strides, pads, precision):
@@ -165,6 +190,8 @@ def _input_gradient_as_convolution(x, w, g, strides, pads, precision):
     for n, m, k, s, (low, _) in zip(x.shape[1:], g.shape[1:], w.shape, strides, pads, strict=False):
         dilated = (m - 1) * s + 1
         back.append((k - 1 - low, n + low - dilated))
+    if _keeps_shape(g, swapped, strides, back):
+        return _safe_conv(g, swapped, back, precision)
     return _forward_conv(g, swapped, (1,) * len(axes), back, precision, x_dilation=strides)
 
 

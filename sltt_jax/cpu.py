@@ -1,25 +1,41 @@
-"""What XLA's CPU compiler must be told for convolutions that use all cores."""
+"""What XLA's CPU compiler must be told to be fast on spiking networks."""
 
 import os
 from importlib.metadata import version
 
-_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
-
-# XLA ends a process at a flag that it does not know; this one was tried with jaxlib 0.10.2 and 0.12.0.
+# XLA ends a process at a flag that it does not know; these were tried with jaxlib 0.10.2 and 0.12.0.
 _FIRST_UNTRIED = 13
 
+# Convolutions by Eigen. By default they go to YNNPACK, which in jaxlib 0.10 shares the output channels alone
+# among the cores, so that a convolution with fewer than about 128 runs on one core.
+_EIGEN = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
 
-def use_all_cores():
-    """Has XLA compute convolutions on a CPU with Eigen; to be called before JAX computes anything.
+# One loop for several results of the same operands.
+_MULTI_OUTPUT = "--xla_backend_extra_options=xla_cpu_use_multi_output_fusion"
 
-    By default they go to YNNPACK. In jaxlib 0.10 it shares the output channels alone among the cores, so that
-    a convolution with fewer than about 128 runs on one core; in 0.12 it uses all and is slower for most.
+# Convolutions and products by oneDNN, of whatever type; no effect in jaxlib 0.10, which is built without it.
+_ONEDNN = "--xla_cpu_experimental_onednn_custom_call=true"
 
-    Adds to the environment variable XLA_FLAGS, which XLA reads once, and so has no effect on a process that
-    has computed already. Leaves XLA_FLAGS alone if they say something about YNNPACK, or if this jaxlib is
-    newer than those for which the flag is known. It changes nothing on other platforms.
+
+def tune_xla(*, half_precision: bool = False):
+    """Tells XLA's CPU compiler how to run the networks of this library fast; before JAX computes anything.
+
+    Adds flags to the environment variable XLA_FLAGS, which XLA reads once, so it has no effect on a process
+    that has computed already. A flag that XLA_FLAGS set already stays as it is, and nothing is added for a
+    jaxlib that is newer than those for which the flags are known. Other platforms ignore all of them.
+
+    One of the flags lets XLA compute several results in one loop. XLA then draws in convolutions too, and
+    runs them a hundred times slower, where a convolution reads the output of neurons and has its very shape.
+    Those of `sltt_jax.layers.Conv` are written such that it does not; those of `flax.linen.Conv` are not.
+
+    Args:
+      half_precision: for convolutions in bfloat16, which have the CPU's matrix units (AMX) to themselves from
+        jaxlib 0.12 on. Convolutions in float32 get slower.
     """
-    flags = os.environ.get("XLA_FLAGS", "")
     major, minor = (int(part) for part in version("jaxlib").split(".")[:2])
-    if _FLAG not in flags and (major, minor) < (0, _FIRST_UNTRIED):
-        os.environ["XLA_FLAGS"] = f"{flags} {_FLAG}=-individual_convolution".strip()
+    if (major, minor) >= (0, _FIRST_UNTRIED):
+        return
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    names = {flag.split("=")[0] for flag in flags}
+    wanted = [_EIGEN, _MULTI_OUTPUT] + [_ONEDNN] * half_precision
+    os.environ["XLA_FLAGS"] = " ".join(flags + [f for f in wanted if f.split("=")[0] not in names])

@@ -118,14 +118,16 @@ class StepBatchNorm(nn.Module):
             if n < 2:
                 raise ValueError(f"batch statistics need two values a channel, got shape {xs.shape}")
             mean = over_devices(x.mean(axes, keepdims=True))
-            var = over_devices(jnp.square(x - mean).mean(axes, keepdims=True))
+            centred = x - mean
+            # A product, for the derivative of `jnp.square` keeps twice its argument beside it.
+            var = over_devices((centred * centred).mean(axes, keepdims=True))
             if not self.is_initializing():
                 move = partial(self._move, steps=len(x))
                 running_mean.value = move(running_mean.value, mean.reshape(-1, *shape))
                 running_var.value = move(running_var.value, var.reshape(-1, *shape) * (n / (n - 1)))
         else:
-            mean, var = running_mean.value, running_var.value
-        return (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
+            centred, var = x - running_mean.value, running_var.value
+        return centred * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
 
     def _move(self, running, batch, steps):
         """The running average after the statistics `batch`, `[steps, C]`, one step after the other."""

@@ -1,5 +1,6 @@
-"""The flag for XLA's CPU compiler, in processes of their own, since XLA reads its flags once."""
+"""The flags for XLA's CPU compiler, in processes of their own, since XLA reads its flags once."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,14 +9,14 @@ from pathlib import Path
 import jax
 import pytest
 
-from sltt_jax.cpu import use_all_cores
+from sltt_jax.cpu import tune_xla
 
 PROGRAM = """
 import sys
 import jax, jax.numpy as jnp
-from sltt_jax.cpu import use_all_cores
+from sltt_jax.cpu import tune_xla
 if "use" in sys.argv:
-    use_all_cores()
+    tune_xla()
 if "experiment" in sys.argv:
     import runs, train
 
@@ -28,37 +29,103 @@ print(jax.jit(conv).lower(x, w).compile().as_text())
 """
 
 
-def compiled(*arguments: str) -> str:
+# Prints for every network and rule the fusions that hold a convolution and something else.
+NETWORKS = """
+import json, re
+import flax.linen as nn, jax, jax.numpy as jnp
+from sltt_jax import Neuron, functional, losses, rules
+from sltt_jax.cpu import tune_xla
+from sltt_jax.layers import LIF, Conv
+
+tune_xla()
+
+class Net(nn.Module):
+    size: int
+    conv: type
+
+    @nn.compact
+    def __call__(self, xs, *, train, temporal_gradient):
+        for _ in range(3):
+            xs = LIF(Neuron())(xs, temporal_gradient=temporal_gradient)
+            xs = self.conv(8, (self.size, self.size), use_bias=False)(xs)
+        return nn.Dense(3)(xs.mean((2, 3)))
+
+def mixed(model, rule):
+    x = jnp.ones((4, 6, 6, 8))
+    params, state = functional.init(model, jax.random.key(0), x)
+    f = rule.value_and_grad(functional.applier(model), losses.classification())
+    args = params, state, jnp.ones((6, *x.shape)), jnp.zeros(4, int), jax.random.key(0)
+    text = jax.jit(f).lower(*args).compile().as_text()
+    assert " fusion(" in text
+    called = set(re.findall(r"kind=kLoop, calls=(%[^,]+)", text))
+    found = []
+    for computation in text.strip().split(chr(10) + "}" + chr(10)):
+        head, *body = computation.strip().splitlines()
+        work = [line for line in body if " parameter(" not in line]
+        if head.split()[0] in called and len(work) > 1:
+            found += [line.strip() for line in work if re.search(" convolution[(]| dot[(]", line)]
+    return found
+
+print(json.dumps({
+    name: {
+        f"{size} {rule}": mixed(Net(size, conv), rule)
+        for size in (1, 3) for rule in (rules.sltt(), rules.sltt(chunk=2), rules.bptt())
+    }
+    for name, conv in (("ours", Conv), ("flax", nn.Conv))
+}))
+"""
+
+on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="the flags are of the CPU compiler")
+
+
+def run(program: str, *arguments: str) -> str:
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     environment["PYTHONPATH"] = str(Path(__file__).parents[1] / "experiments")
-    command = [sys.executable, "-c", PROGRAM, *arguments]
+    command = [sys.executable, "-c", program, *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the flag is of the CPU compiler")
+@on_cpu
 def test_convolutions_are_not_given_to_ynnpack():
-    assert "ynn" in compiled()  # else there would be nothing to switch off
+    assert "ynn" in run(PROGRAM)  # else there would be nothing to switch off
     for way in ("use", "experiment"):
-        told = compiled(way)
+        told = run(PROGRAM, way)
         assert "convolution(" in told and "ynn" not in told, way
+
+
+@on_cpu
+def test_no_convolution_is_drawn_into_a_loop():
+    """It would be computed naively there. The control: those of Linen are."""
+    found = json.loads(run(NETWORKS))
+    assert found["ours"].keys() == found["flax"].keys() and len(found["ours"]) == 6
+    assert not any(found["ours"].values()), found["ours"]
+    assert found["flax"]["3 sltt(chunk=1)"]
 
 
 def test_flags_of_the_user_stay(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
-    use_all_cores()
+    tune_xla()
     first = os.environ["XLA_FLAGS"].split()
-    assert len(first) == 2 and first[0] == "--xla_force_host_platform_device_count=2"
-    use_all_cores()
+    assert len(first) == 3 and first[0] == "--xla_force_host_platform_device_count=2"
+    tune_xla()
     assert os.environ["XLA_FLAGS"].split() == first
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=-reduce")
-    use_all_cores()
-    assert os.environ["XLA_FLAGS"] == "--xla_cpu_experimental_ynn_fusion_type=-reduce"
+    tune_xla()
+    mine, *added = os.environ["XLA_FLAGS"].split()
+    assert mine == "--xla_cpu_experimental_ynn_fusion_type=-reduce"
+    assert len(added) == 1 and "multi_output" in added[0]
+
+
+def test_onednn_is_for_half_precision(monkeypatch):
+    for half in (False, True):
+        monkeypatch.setenv("XLA_FLAGS", "")
+        tune_xla(half_precision=half)
+        assert ("onednn" in os.environ["XLA_FLAGS"]) == half
 
 
 def test_nothing_is_set_for_an_untried_jaxlib(monkeypatch):
-    monkeypatch.delenv("XLA_FLAGS", raising=False)
     for number, told in (("0.12.9", True), ("0.13.0", False), ("1.0.0", False)):
+        monkeypatch.setenv("XLA_FLAGS", "")
         monkeypatch.setattr("sltt_jax.cpu.version", lambda package, number=number: number)
-        use_all_cores()
-        assert ("XLA_FLAGS" in os.environ) == told, number
-        monkeypatch.delenv("XLA_FLAGS", raising=False)
+        tune_xla()
+        assert bool(os.environ["XLA_FLAGS"]) == told, number

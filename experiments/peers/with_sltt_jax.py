@@ -13,7 +13,7 @@ from peers.protocol import Program
 from peers.workloads import LEARNING_RATE, MOMENTUM, TAU, Workload, inputs, jax_weights
 from sltt_jax import Neuron, Repeat, losses, rules, training
 from sltt_jax.analysis import flops
-from sltt_jax.cpu import use_all_cores
+from sltt_jax.cpu import tune_xla
 from sltt_jax.layers import LIF, at_least_float32
 from sltt_jax.models import MLP, VGG11, ConvNet, ResNet18
 
@@ -84,7 +84,7 @@ def make_update(workload: Workload, rule: rules.Rule, precision: str, axis_name:
 
 def program(workload: Workload, rule: str, precision: str) -> Program:
     """An update under a rule, compiled."""
-    use_all_cores()
+    tune_xla(half_precision=precision != "float32")
     found = make_rule(rule, workload.T)
     update, state, batch = make_update(workload, found, precision)
     share = found.k / workload.T if isinstance(found, rules.sltt_k) else 1.0

@@ -9,7 +9,7 @@ from peers import jax_program, with_sltt_jax
 from peers.protocol import CannotError, Program
 from peers.workloads import Workload
 from sltt_jax import training
-from sltt_jax.cpu import use_all_cores
+from sltt_jax.cpu import tune_xla
 
 about = with_sltt_jax.about
 
@@ -20,7 +20,7 @@ def program(workload: Workload, rule: str, precision: str) -> Program:
     Raises:
       CannotError: there is one device, or the batch cannot be shared by those that there are.
     """
-    use_all_cores()
+    tune_xla(half_precision=precision != "float32")
     devices = training.local_devices()
     if len(devices) == 1:
         raise CannotError("there is only one device")
