@@ -65,7 +65,7 @@ def test_memory_of_blocks():
             assert at[64] <= 1.01 * at[8], rule
         assert at[64] < 0.5 * temp_bytes("convnet", bptt(), 64)
         assert at[8] > 1.5 * temp_bytes("convnet", sltt(), 8)
-    assert temp_bytes("convnet", bptt(remat=True), 64) < 0.6 * temp_bytes("convnet", bptt(), 64)
+    assert temp_bytes("convnet", bptt(remat=True), 64) < 0.7 * temp_bytes("convnet", bptt(), 64)
 
 
 def test_memory_of_the_stream_driver_has_no_time_in_it():
