@@ -43,7 +43,7 @@ from train import fail
 
 Peer = Literal["sltt_jax", "sltt_jax_devices", "pytorch", "spikingjelly", "snntorch", "spyx", "plain_flax"]
 Precision = Literal["float32", "bfloat16"]
-RuleKind = Literal["bptt", "bptt(chunk=T)", "sltt", "sltt(chunk)", "sltt_k(1)", "sltt_k(2)"]
+RuleKind = Literal["bptt", "bptt(chunk)", "sltt", "sltt(chunk)", "sltt_k(1)", "sltt_k(2)"]
 PACKAGES = {
     "pytorch": "torch",
     "spikingjelly": "torch spikingjelly",
@@ -62,8 +62,8 @@ class Settings:
     Attributes:
       workloads: the updates, see peers/workloads.py.
       peers: this library and others.
-      rules: of this library; "sltt(chunk)" stands for all chunks of the workload. Peers do "bptt" and "sltt"
-        if these are among them.
+      rules: of this library; "(chunk)" stands for all chunks of the workload, under BPTT and for T too. Peers
+        do "bptt" and "sltt" if these are among them.
       precisions: of convolutions and matrix products.
       repeats: updates of each program that are timed, at least.
       seconds: of each program that are timed, at least, up to 200 updates.

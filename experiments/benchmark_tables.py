@@ -15,13 +15,16 @@ NAMES = {
     "plain_flax": "Flax + scan by hand",
 }
 # The lines of the table of ratios: peer, name, and a regular expression for the rules that it is the best of.
-BEST_CHUNK, ANY_CHUNK = "sltt, best chunk", r"sltt(\(chunk=\d+\))?"
+OWN = {
+    "bptt": "bptt",
+    "bptt, best chunk": r"bptt(\(chunk=\d+\))?",
+    "sltt": "sltt",
+    "sltt, best chunk": r"sltt(\(chunk=\d+\))?",
+    "sltt_k(1)": r"sltt_k\(1\)",
+    "sltt_k(2)": r"sltt_k\(2\)",
+}
 LINES = (
-    *(("sltt_jax", rule, re.escape(rule)) for rule in ("bptt", "bptt(chunk=T)", "sltt")),
-    ("sltt_jax", BEST_CHUNK, ANY_CHUNK),
-    *(("sltt_jax", rule, re.escape(rule)) for rule in ("sltt_k(1)", "sltt_k(2)")),
-    *(("sltt_jax_devices", rule, re.escape(rule)) for rule in ("bptt", "bptt(chunk=T)", "sltt")),
-    ("sltt_jax_devices", BEST_CHUNK, ANY_CHUNK),
+    *((peer, label, rules) for peer in list(NAMES)[:2] for label, rules in OWN.items()),
     *((peer, rule, rule) for peer in list(NAMES)[2:] for rule in ("bptt", "sltt")),
 )
 Found = dict[tuple[str, str, str, str], dict]
@@ -43,8 +46,8 @@ def collect(rows: Iterable[dict]) -> Found:
 
 
 def chunk_of(rule: str) -> int | None:
-    """1 of "sltt", 5 of "sltt(chunk=5)", None of another rule."""
-    match = re.fullmatch(r"sltt(?:\(chunk=(\d+)\))?", rule)
+    """1 of "sltt" and "bptt", 5 of "sltt(chunk=5)", None of a rule without chunks."""
+    match = re.fullmatch(r"(?:sltt|bptt)(?:\(chunk=(\d+)\))?", rule)
     return None if match is None else int(match[1] or 1)
 
 
@@ -76,7 +79,7 @@ def report(machine: dict, rows: Iterable[dict], workloads: Mapping) -> str:
 
 
 def ratios(found: Found, names: list[str]) -> str:
-    """A row for every peer and rule, of `sltt(chunk)` the fastest, and a column for every workload."""
+    """A row for every peer and rule, of all chunks the fastest, and a column for every workload."""
     lines = [
         "| | " + " | ".join(names) + " |",
         "|---" * (len(names) + 1) + "|",
@@ -106,7 +109,7 @@ def _ratio_cell(found, workload, precision, peer, label, rules):
         return _why(next((row for row in others if re.fullmatch(rules, row["rule"])), {}))
     median, base = found[workload, precision, peer, rule]["median"], _base(found, workload)
     cell = f"{1e3 * median:.1f} ms" if base is None else f"{median / base:.2f}"
-    return f"{cell} ({chunk_of(rule)})" if label == BEST_CHUNK else cell
+    return f"{cell} ({chunk_of(rule)})" if label.endswith("best chunk") else cell
 
 
 def _why(row):

@@ -72,7 +72,8 @@ def plot_chunks(rows: Iterable[dict], workloads: Mapping[str, Workload], path: P
         points = [
             (chunk, 1e3 * row["median"], row["temp_bytes"] / 2**20)
             for (w, *how, rule), row in found.items()
-            if (w, *how) == (name, "float32", "sltt_jax") and (chunk := chunk_of(rule)) and "median" in row
+            if (w, *how) == (name, "float32", "sltt_jax") and rule.startswith("sltt")
+            if (chunk := chunk_of(rule)) and "median" in row
         ]
         if len(points) >= least:
             curves[name] = sorted(points)

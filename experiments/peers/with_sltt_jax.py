@@ -49,13 +49,12 @@ def model(workload: Workload, dtype: jnp.dtype | None, axis_name: str | None = N
     return MLP(features[:-1], workload.classes, NEURON, dtype=dtype)
 
 
-def make_rule(name: str, T: int) -> rules.Rule:
-    """The rule of a name such as "sltt", "sltt(chunk=5)", "bptt(chunk=T)" or "sltt_k(2)"."""
-    if chunk := re.fullmatch(r"sltt\(chunk=(\d+)\)", name):
-        return rules.sltt(chunk=int(chunk[1]))
+def make_rule(name: str) -> rules.Rule:
+    """The rule of a name such as "sltt", "sltt(chunk=5)", "bptt(chunk=10)" or "sltt_k(2)"."""
+    if chunked := re.fullmatch(r"(sltt|bptt)\(chunk=(\d+)\)", name):
+        return getattr(rules, chunked[1])(chunk=int(chunked[2]))
     return {
         "bptt": rules.bptt(chunk=1),
-        "bptt(chunk=T)": rules.bptt(chunk=T),
         "sltt": rules.sltt(chunk=1),
         "sltt_k(1)": rules.sltt_k(1),
         "sltt_k(2)": rules.sltt_k(2),
@@ -85,7 +84,7 @@ def make_update(workload: Workload, rule: rules.Rule, precision: str, axis_name:
 def program(workload: Workload, rule: str, precision: str) -> Program:
     """An update under a rule, compiled."""
     tune_xla(half_precision=precision != "float32")
-    found = make_rule(rule, workload.T)
+    found = make_rule(rule)
     update, state, batch = make_update(workload, found, precision)
     share = found.k / workload.T if isinstance(found, rules.sltt_k) else 1.0
     count = partial(flops, backward_share=share)

@@ -28,7 +28,7 @@ def program(workload: Workload, rule: str, precision: str) -> Program:
         training.check_divides(workload.batch, len(devices))
     except ValueError as error:
         raise CannotError(str(error)) from error
-    found = with_sltt_jax.make_rule(rule, workload.T)
+    found = with_sltt_jax.make_rule(rule)
     update, state, batch = with_sltt_jax.make_update(workload, found, precision, axis_name=training.AXIS)
     state, batch = training.replicate(state, devices), training.split(batch, devices)
     began = time.perf_counter()

@@ -37,7 +37,7 @@ class Workload(NamedTuple):
       shape: of one input, channels last.
       batch: samples.
       T: time steps.
-      chunks: of `sltt(chunk)` that are measured.
+      chunks: that are measured.
       static: the input is the same at every step, else spikes.
       classes: units of the readout, for the cross entropy; 0: the loss is the mean of the outputs.
     """
@@ -102,16 +102,18 @@ WORKLOADS = {
     "resnet18_batch512_T6": _resnet18(6, 512, (2, 3, 6)),
     "vgg11_T20": _vgg11(20, 16, (2, 5, 10, 20)),
 }
-OWN_RULES = "bptt", "bptt(chunk=T)", "sltt", "sltt(chunk)", "sltt_k(1)", "sltt_k(2)"
+OWN_RULES = "bptt", "bptt(chunk)", "sltt", "sltt(chunk)", "sltt_k(1)", "sltt_k(2)"
 PEER_RULES = "bptt", "sltt"
 
 
 def own_rules(workload: Workload, kinds: tuple[str, ...] = OWN_RULES) -> tuple[str, ...]:
-    """The rules of this library that are measured; "sltt(chunk)" stands for all chunks of the workload."""
+    """The rules of this library that are measured; "(chunk)" stands for all chunks, under BPTT and for T."""
     names = []
     for kind in kinds:
         if kind == "sltt(chunk)":
             names += [f"sltt(chunk={c})" for c in workload.chunks]
+        elif kind == "bptt(chunk)":
+            names += [f"bptt(chunk={c})" for c in sorted({*workload.chunks, workload.T})]
         else:
             names.append(kind)
     return tuple(names)
