@@ -92,7 +92,7 @@ def tabulate(rows: list[dict]) -> str:
 def main() -> int:
     try:
         base = tyro.extras.overridable_config_cli(presets("ablation_", Ablation), description=__doc__)
-        prepare_xla(base.precision)
+        prepare_xla()
         rows, settings = [], variants(base)
         for name, summaries in sweep(base, settings, base.seeds):
             row = {**settings[name], "test_accuracy": mean_std(summaries, "test_accuracy")}

@@ -30,7 +30,7 @@ def variants(T: int) -> dict[str, dict]:
 def main() -> int:
     try:
         base = tyro.extras.overridable_config_cli(presets("compare_"), description=__doc__)
-        prepare_xla(base.precision)
+        prepare_xla()
         runs = {
             name: dataclasses.replace(base, **rule, workdir=base.workdir / name, overwrite=True)
             for name, rule in variants(base.T).items()

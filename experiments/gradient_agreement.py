@@ -167,7 +167,7 @@ def tabulate(rows: list[dict]) -> str:
 def main() -> int:
     try:
         base = tyro.extras.overridable_config_cli(presets("agreement_", Tracking), description=__doc__)
-        prepare_xla(base.precision)
+        prepare_xla()
         # Whatever the rows depend on, but the numbers of steps: those may be more the next time.
         same = {k: v for k, v in config_of(base).items() if k != "T"}
         same |= {"rules": list(base.rules), "batches": base.batches, "reduced": base.reduced}

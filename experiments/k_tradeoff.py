@@ -66,7 +66,7 @@ def tabulate(rows: list[dict]) -> str:
 def main() -> int:
     try:
         base = tyro.extras.overridable_config_cli(presets("k_tradeoff_", Tradeoff), description=__doc__)
-        prepare_xla(base.precision)
+        prepare_xla()
         rows = []
         for name, summaries in sweep(base, variants(base.T, base.K), base.seeds):
             entries = "test_accuracy", "seconds_per_update"

@@ -3,8 +3,7 @@
     python experiments/precision.py digits
 
 takes three minutes on two cores; one that was stopped goes on. Writes precision.json and precision.md into
-the workdir, and every run. On a CPU it is the accuracy that counts: XLA is tuned to float32 here, and slower
-in the others than it would be in a process of their own (`train.py --precision bfloat16`).
+the workdir, and every run. A CPU is slower in half precision: there it is the accuracy that counts.
 """
 
 import dataclasses

@@ -234,16 +234,13 @@ def presets(prefix: str = "", kind: type[AnyRun] = Run) -> dict[str, tuple[str, 
     }
 
 
-def prepare_xla(precision: str = "float32"):
+def prepare_xla():
     """Tunes XLA for CPUs, and has JAX keep what it compiles, so that a second start compiles nothing.
 
     To be called before JAX computes anything. The programs are kept in the user's cache directory;
     `JAX_COMPILATION_CACHE_DIR` names another.
-
-    Args:
-      precision: of the run; in other precisions of the same process a CPU may be slower.
     """
-    tune_xla(half_precision=precision != "float32")
+    tune_xla()
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(caches / "sltt_jax" / "xla"))

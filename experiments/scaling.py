@@ -107,7 +107,7 @@ def tabulate(rows: list[dict]) -> str:
 def main() -> int:
     try:
         run = tyro.extras.overridable_config_cli(presets("scaling_", Scaling), description=__doc__)
-        prepare_xla(run.precision)
+        prepare_xla()
         jax.config.update("jax_num_cpu_devices", max(run.counts))
         rows = [measure(run, count) for count in run.counts]
         run.workdir.mkdir(parents=True, exist_ok=True)

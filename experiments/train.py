@@ -216,7 +216,7 @@ files                {run.workdir}: summary.json, metrics.jsonl, curves.png, che
 def main() -> int:
     try:
         run = tyro.extras.overridable_config_cli(presets(), description=__doc__)
-        prepare_xla(run.precision)
+        prepare_xla()
         if run.coordinator is not None:
             training.join(run.coordinator, run.num_processes, run.process_id)
         with training.together():

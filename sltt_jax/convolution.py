@@ -9,7 +9,7 @@ times slower. Here both are written as forward convolutions of that form (channe
 
 The second is slow for a few samples. Their dw, and that of a window of one entry, is instead a matrix product
 for every entry (i, j) of the window, of x shifted by (i, j) and g. Where it pays, the convolution and dx
-take fewer multiplications (`winograd.py`).
+take fewer multiplications (`winograd.py`), or in bfloat16 all three are products (`products.py`).
 
 On other platforms both are left to XLA, which maps them to the vendor's kernels.
 """
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from sltt_jax import winograd
+from sltt_jax import products, winograd
 
 # Samples below which the gradient of a window is a sum of matrix products.
 _MANY_SAMPLES = 4
@@ -102,7 +102,9 @@ def _forward_conv(x, w, strides, pads, precision, x_dilation=None, w_dilation=No
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _conv(x, w, strides, pads, precision):
     direct = partial(_forward_conv, strides=strides, pads=pads, precision=precision)
-    if winograd.applies(x, w, strides, pads, precision):
+    if products.applies(x, precision):
+        on_cpu = partial(products.convolve, strides=strides, pads=pads)
+    elif winograd.applies(x, w, strides, pads, precision):
         on_cpu = partial(winograd.convolve, pads=pads)
     elif _keeps_shape(x, w, strides, pads):
         on_cpu = partial(_safe_conv, pads=pads, precision=precision)
@@ -156,6 +158,8 @@ _conv.defvjp(_conv_fwd, _conv_bwd)
 def _input_gradient(x, w, g, strides, pads, precision):
     if winograd.applies(x, w, strides, pads, precision):
         return winograd.input_gradient(w, g, pads)
+    if products.applies(x, precision) and all(s == 1 for s in strides):
+        return products.input_gradient(w, g, x.shape[1:3], pads)
     entries, positions = math.prod(w.shape[:-2]), math.prod(g.shape[:-1])
     # With more channels than positions, turning the window around would be most of the work.
     if entries == 1 or (positions <= w.shape[-1] and entries <= _MOST_PRODUCTS):
@@ -196,6 +200,8 @@ def _input_gradient_as_convolution(x, w, g, strides, pads, precision):
 
 
 def _window_gradient(x, w, g, strides, pads, precision):
+    if products.applies(x, precision) and all(s == 1 for s in strides):
+        return products.window_gradient(x, w.shape[:2], g, pads)
     entries = math.prod(w.shape[:-2])
     if entries == 1 or (x.shape[0] < _MANY_SAMPLES and entries <= _MOST_PRODUCTS):
         return _window_gradient_as_products(x, w, g, strides, pads, precision)

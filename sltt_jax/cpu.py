@@ -13,11 +13,8 @@ _EIGEN = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
 # One loop for several results of the same operands.
 _MULTI_OUTPUT = "--xla_backend_extra_options=xla_cpu_use_multi_output_fusion"
 
-# Convolutions and products by oneDNN, of whatever type; no effect in jaxlib 0.10, which is built without it.
-_ONEDNN = "--xla_cpu_experimental_onednn_custom_call=true"
 
-
-def tune_xla(*, half_precision: bool = False):
+def tune_xla():
     """Tells XLA's CPU compiler how to run the networks of this library fast; before JAX computes anything.
 
     Adds flags to the environment variable XLA_FLAGS, which XLA reads once, so it has no effect on a process
@@ -27,15 +24,11 @@ def tune_xla(*, half_precision: bool = False):
     One of the flags lets XLA compute several results in one loop. XLA then draws in convolutions too, and
     runs them a hundred times slower, where a convolution reads the output of neurons and has its very shape.
     Those of `sltt_jax.layers.Conv` are written such that it does not; those of `flax.linen.Conv` are not.
-
-    Args:
-      half_precision: for convolutions in bfloat16, which have the CPU's matrix units (AMX) to themselves from
-        jaxlib 0.12 on. Convolutions in float32 get slower.
     """
     major, minor = (int(part) for part in version("jaxlib").split(".")[:2])
     if (major, minor) >= (0, _FIRST_UNTRIED):
         return
     flags = os.environ.get("XLA_FLAGS", "").split()
     names = {flag.split("=")[0] for flag in flags}
-    wanted = [_EIGEN, _MULTI_OUTPUT] + [_ONEDNN] * half_precision
-    os.environ["XLA_FLAGS"] = " ".join(flags + [f for f in wanted if f.split("=")[0] not in names])
+    wanted = [flag for flag in (_EIGEN, _MULTI_OUTPUT) if flag.split("=")[0] not in names]
+    os.environ["XLA_FLAGS"] = " ".join(flags + wanted)

@@ -7,8 +7,19 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1]
 import jax
 import pytest
 
+from sltt_jax.cpu import tune_xla
+
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 jax.config.update("jax_num_cpu_devices", 4)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--tuned", action="store_true", help="tell XLA what the experiments tell it")
+
+
+def pytest_configure(config):
+    if config.getoption("tuned"):
+        tune_xla()
 
 
 @pytest.fixture

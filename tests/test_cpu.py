@@ -116,13 +116,6 @@ def test_flags_of_the_user_stay(monkeypatch):
     assert len(added) == 1 and "multi_output" in added[0]
 
 
-def test_onednn_is_for_half_precision(monkeypatch):
-    for half in (False, True):
-        monkeypatch.setenv("XLA_FLAGS", "")
-        tune_xla(half_precision=half)
-        assert ("onednn" in os.environ["XLA_FLAGS"]) == half
-
-
 def test_nothing_is_set_for_an_untried_jaxlib(monkeypatch):
     for number, told in (("0.12.9", True), ("0.13.0", False), ("1.0.0", False)):
         monkeypatch.setenv("XLA_FLAGS", "")

@@ -56,7 +56,7 @@ def gradients(before, after):
 
 
 def own(workload, rule):
-    found = with_sltt_jax.make_rule(rule, workload.T)
+    found = with_sltt_jax.make_rule(rule)
     update, state, batch = with_sltt_jax.make_update(workload, found, "float32")
     parts = "params", "variables", "opt_state"
     state = state._replace(**{part: wide(getattr(state, part)) for part in parts})
@@ -169,7 +169,7 @@ def test_workloads(name):
     assert shapes(own) == shapes(by_hand)
     assert all(1 < chunk <= workload.T for chunk in workload.chunks)
     for rule in own_rules(workload):
-        assert with_sltt_jax.make_rule(rule, workload.T)
+        assert with_sltt_jax.make_rule(rule)
 
 
 def test_neurons_fire():

@@ -83,7 +83,7 @@ def make_update(workload: Workload, rule: rules.Rule, precision: str, axis_name:
 
 def program(workload: Workload, rule: str, precision: str) -> Program:
     """An update under a rule, compiled."""
-    tune_xla(half_precision=precision != "float32")
+    tune_xla()
     found = make_rule(rule)
     update, state, batch = make_update(workload, found, precision)
     share = found.k / workload.T if isinstance(found, rules.sltt_k) else 1.0

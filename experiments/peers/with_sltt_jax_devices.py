@@ -20,7 +20,7 @@ def program(workload: Workload, rule: str, precision: str) -> Program:
     Raises:
       CannotError: there is one device, or the batch cannot be shared by those that there are.
     """
-    tune_xla(half_precision=precision != "float32")
+    tune_xla()
     devices = training.local_devices()
     if len(devices) == 1:
         raise CannotError("there is only one device")

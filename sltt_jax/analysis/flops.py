@@ -22,7 +22,7 @@ def flops(traced: jax.stages.Traced, *, backward_share: float = 1.0) -> float:
     Args:
       traced: `jax.jit(f).trace(*args)`; its program is not compiled or run.
       backward_share: the share of time steps at which `sltt_k` goes backward, k/T. Of any other `lax.cond`
-        the most expensive branch counts.
+        the most expensive branch counts, and of `lax.platform_dependent` the default.
 
     Returns:
       The number of operations of one call.
@@ -57,6 +57,9 @@ def _count_equation(equation, share) -> float:
         if str(equation.source_info.name_stack).endswith(K_STEP_SCOPE):
             forward_only, backward = branches
             return share * backward + (1 - share) * forward_only
+        platforms = params.get("branches_platforms") or ()
+        if None in platforms:  # what is computed, in whatever way this or that platform does
+            return branches[platforms.index(None)]
         return max(branches)
     inner = sum(_count(j, share) for value in params.values() for j in _jaxprs(value))
     if name == "while" and inner:
