@@ -14,11 +14,13 @@ from sltt_jax.rules import StepLoss, sltt
 # gradient, and adds it up, which reads two and writes one.
 _MOVED = 6
 
-# Bytes that the cores of a CPU share at the last level of their cache, more or less. What a block computes
-# and does not fit is written to memory and read again in the backward pass, and so is its gradient. On an
-# accelerator the cache is too small to make a difference.
+# Bytes that the cores of a CPU share at the last level of their cache, more or less. On an accelerator the
+# cache is too small to make a difference.
 _CPU_CACHE = 16 * 2**20
-_SPILLED = 3
+
+# How often a byte of what a block computes and does not fit is moved: by every pass over it, forward and
+# backward. From the times of ten networks (experiments/SPEED.md).
+_SPILLED = 20
 
 
 def auto_chunk(
@@ -68,7 +70,8 @@ def auto_chunk(
     cache = _CPU_CACHE if jax.default_backend() == "cpu" else math.inf
 
     def moved(chunk):
-        return _MOVED * weights * T / chunk + _SPILLED * of_step * T * (chunk * of_step > cache)
+        beyond_cache = max(0.0, 1 - cache / (chunk * of_step))
+        return _MOVED * weights * T / chunk + _SPILLED * of_step * T * beyond_cache
 
     def fits(chunk):
         estimated = one + (chunk - 1) * of_step
