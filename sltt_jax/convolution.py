@@ -102,7 +102,7 @@ def _forward_conv(x, w, strides, pads, precision, x_dilation=None, w_dilation=No
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _conv(x, w, strides, pads, precision):
     direct = partial(_forward_conv, strides=strides, pads=pads, precision=precision)
-    if products.applies(x, precision):
+    if products.applies(x, w, precision):
         on_cpu = partial(products.convolve, strides=strides, pads=pads)
     elif winograd.applies(x, w, strides, pads, precision):
         on_cpu = partial(winograd.convolve, pads=pads)
@@ -158,7 +158,7 @@ _conv.defvjp(_conv_fwd, _conv_bwd)
 def _input_gradient(x, w, g, strides, pads, precision):
     if winograd.applies(x, w, strides, pads, precision):
         return winograd.input_gradient(w, g, pads)
-    if products.applies(x, precision) and all(s == 1 for s in strides):
+    if products.applies(x, w, precision) and all(s == 1 for s in strides):
         return products.input_gradient(w, g, x.shape[1:3], pads)
     entries, positions = math.prod(w.shape[:-2]), math.prod(g.shape[:-1])
     # With more channels than positions, turning the window around would be most of the work.
@@ -200,7 +200,7 @@ def _input_gradient_as_convolution(x, w, g, strides, pads, precision):
 
 
 def _window_gradient(x, w, g, strides, pads, precision):
-    if products.applies(x, precision) and all(s == 1 for s in strides):
+    if products.applies(x, w, precision) and all(s == 1 for s in strides):
         return products.window_gradient(x, w.shape[:2], g, pads)
     entries = math.prod(w.shape[:-2])
     if entries == 1 or (x.shape[0] < _MANY_SAMPLES and entries <= _MOST_PRODUCTS):

@@ -16,6 +16,10 @@ import jax.numpy as jnp
 from jax import lax
 
 
+# Every row of the window is a float32 result more.
+_MOST_ROWS = 3
+
+
 @functools.cache
 def matrix_units() -> bool:
     """Whether this CPU has AMX for bfloat16, as far as Linux tells."""
@@ -23,10 +27,11 @@ def matrix_units() -> bool:
     return info.exists() and "amx_bf16" in info.read_text()
 
 
-def applies(x: jax.Array, precision) -> bool:
-    """Whether products are likely to be faster than a convolution of `x`, `[B, H, W, in]`."""
+def applies(x: jax.Array, w: jax.Array, precision) -> bool:
+    """Whether products are likely to be faster than the convolution of `x` and `w`."""
     return (
         x.ndim == 4
+        and w.shape[0] <= _MOST_ROWS
         and x.dtype == jnp.bfloat16
         and precision in (None, lax.Precision.DEFAULT)
         and matrix_units()

@@ -69,11 +69,13 @@ def test_it_takes_the_place_of_bfloat16_where_there_are_matrix_units(monkeypatch
     both = lambda *args: jax.value_and_grad(loss, (0, 1))(*args)
     exact = lambda *args: jax.value_and_grad(loss, (0, 1))(*args, precision=lax.Precision.HIGHEST)
     half, single = operands(dtype=jnp.bfloat16), operands(dtype=np.float32)
+    large = operands((5, 5), dtype=jnp.bfloat16)
     for units in (True, False):
         monkeypatch.setattr(products, "matrix_units", lambda units=units: units)
         jax.clear_caches()
         assert (" convolution(" in compiled(both, *half)) == (not units)
         assert " convolution(" in compiled(both, *single)
+        assert " convolution(" in compiled(both, *large)
         assert " convolution(" in compiled(exact, *half)
 
 
