@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-
 # Every row of the window is a float32 result more.
 _MOST_ROWS = 3
 
