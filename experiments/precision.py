@@ -3,7 +3,8 @@
     python experiments/precision.py digits
 
 takes three minutes on two cores; one that was stopped goes on. Writes precision.json and precision.md into
-the workdir, and every run. A CPU is slower in half precision: there it is the accuracy that counts.
+the workdir, and every run. A CPU without units for half precision is slower with it: there it is the accuracy
+that counts.
 """
 
 import dataclasses
