@@ -115,9 +115,7 @@ def _conv(x, w, strides, pads, precision):
 
 def _keeps_shape(x, w, strides, pads):
     sizes = zip(w.shape, pads, strict=False)
-    return (
-        w.shape[-2] == w.shape[-1] and all(s == 1 for s in strides) and all(sum(p) == k - 1 for k, p in sizes)
-    )
+    return w.shape[-2] == w.shape[-1] and max(strides) == 1 and all(sum(p) == k - 1 for k, p in sizes)
 
 
 def _safe_conv(x, w, pads, precision):
@@ -158,7 +156,7 @@ _conv.defvjp(_conv_fwd, _conv_bwd)
 def _input_gradient(x, w, g, strides, pads, precision):
     if winograd.applies(x, w, strides, pads, precision):
         return winograd.input_gradient(w, g, pads)
-    if products.applies(x, w, precision) and all(s == 1 for s in strides):
+    if products.applies(x, w, precision) and max(strides) == 1:
         return products.input_gradient(w, g, x.shape[1:3], pads)
     entries, positions = math.prod(w.shape[:-2]), math.prod(g.shape[:-1])
     # With more channels than positions, turning the window around would be most of the work.
@@ -200,7 +198,7 @@ def _input_gradient_as_convolution(x, w, g, strides, pads, precision):
 
 
 def _window_gradient(x, w, g, strides, pads, precision):
-    if products.applies(x, w, precision) and all(s == 1 for s in strides):
+    if products.applies(x, w, precision) and max(strides) == 1:
         return products.window_gradient(x, w.shape[:2], g, pads)
     entries = math.prod(w.shape[:-2])
     if entries == 1 or (x.shape[0] < _MANY_SAMPLES and entries <= _MOST_PRODUCTS):

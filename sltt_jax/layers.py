@@ -1,8 +1,8 @@
 """Linen layers on blocks of time steps, `[T, B, ...]` with channels last.
 
-`nn.Dense`, pooling and everything else that takes extra leading axes is Linen's own. What is here is what
-time makes special: neurons that carry a membrane, statistics of every step by itself, one dropout mask for
-all steps, and convolutions whose gradient is fast in a loop on the CPU.
+Pooling and everything else that takes extra leading axes is Linen's own. What is here is what time makes
+special: neurons that carry a membrane, statistics of every step by itself, one dropout mask for all steps;
+and Linen's `Dense` and `Conv` with gradients that are fast on the CPU.
 
 Every layer that needs to know is told how it is run: `train`, and `temporal_gradient` as the rule wants it.
 """
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
 from sltt_jax.convolution import conv_general_dilated
+from sltt_jax.dense import dot_general
 from sltt_jax.neurons import Neuron, lif
 
 MEMBRANE = "membrane"
@@ -24,6 +25,7 @@ BATCH_STATS = "batch_stats"
 FIRING_RATE = "firing_rate"
 
 Conv = partial(nn.Conv, conv_general_dilated=conv_general_dilated)
+Dense = partial(nn.Dense, dot_general=dot_general)
 
 # Every block of an update is given the same key, so a mask without a time axis is the same at all T steps.
 Dropout = partial(nn.Dropout, broadcast_dims=(0,))

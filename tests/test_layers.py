@@ -109,6 +109,13 @@ class TestStepBatchNorm:
         a, b = (jax.grad(f, (0, 1))(variables["params"], x) for f in (ours, theirs))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), a, b)
 
+    def test_backward_pass_keeps_one_array_of_the_size_of_the_input(self, x64):
+        """BPTT keeps it of every time step."""
+        model, variables = self.layer()
+        forward = lambda x: model.apply(variables, x, train=True, mutable=True)[0]
+        _, backward = jax.vjp(jax.jit(forward), jnp.asarray(self.xs))
+        assert [np.shape(kept) for kept in jax.tree.leaves(backward)].count(self.xs.shape) == 1
+
     def test_one_value_has_no_variance(self):
         with pytest.raises(ValueError, match=r"two values a channel, got shape \(2, 1, 3\)"):
             StepBatchNorm().init(jax.random.key(0), jnp.ones((2, 1, 3)), train=True)

@@ -14,7 +14,7 @@ from peers.workloads import LEARNING_RATE, MOMENTUM, TAU, Workload, inputs, jax_
 from sltt_jax import Neuron, Repeat, losses, rules, training
 from sltt_jax.analysis import flops
 from sltt_jax.cpu import tune_xla
-from sltt_jax.layers import LIF, at_least_float32
+from sltt_jax.layers import LIF, Dense, at_least_float32
 from sltt_jax.models import MLP, VGG11, ConvNet, ResNet18
 
 NEURON = Neuron(tau=TAU)
@@ -30,7 +30,7 @@ class Linear(nn.Module):
     def __call__(self, xs: jax.Array, *, train: bool, temporal_gradient: bool) -> jax.Array:
         """Spikes `[T, B, features]` of inputs `[T, B, n]`."""
         del train
-        xs = nn.Dense(self.features, dtype=self.dtype)(xs)
+        xs = Dense(self.features, dtype=self.dtype)(xs)
         return at_least_float32(LIF(NEURON)(xs, temporal_gradient=temporal_gradient))
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from sltt_jax.layers import LIF, Conv, Dropout, StepBatchNorm, at_least_float32, avg_pool, check_input
+from sltt_jax.layers import LIF, Conv, Dense, Dropout, StepBatchNorm, at_least_float32, avg_pool, check_input
 from sltt_jax.neurons import Neuron
 
 
@@ -42,5 +42,5 @@ class ConvNet(nn.Module):
             xs = LIF(self.neuron)(xs, temporal_gradient=temporal_gradient)
             xs = Dropout(self.dropout, deterministic=not train)(xs)
             xs = avg_pool(xs, 2)
-        readout = nn.Dense(self.classes, dtype=self.dtype)
+        readout = Dense(self.classes, dtype=self.dtype)
         return at_least_float32(readout(xs.reshape(*xs.shape[:2], -1)))

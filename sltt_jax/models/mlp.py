@@ -5,7 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from sltt_jax.layers import LIF, Dropout, at_least_float32, check_input
+from sltt_jax.layers import LIF, Dense, Dropout, at_least_float32, check_input
 from sltt_jax.neurons import Neuron
 
 
@@ -32,7 +32,7 @@ class MLP(nn.Module):
         """Logits `[T, B, classes]` of inputs `[T, B, features]`."""
         check_input(xs, "T B features")
         for n in self.features:
-            xs = nn.Dense(n, dtype=self.dtype)(xs)
+            xs = Dense(n, dtype=self.dtype)(xs)
             xs = LIF(self.neuron)(xs, temporal_gradient=temporal_gradient)
             xs = Dropout(self.dropout, deterministic=not train)(xs)
-        return at_least_float32(nn.Dense(self.classes, dtype=self.dtype)(xs))
+        return at_least_float32(Dense(self.classes, dtype=self.dtype)(xs))

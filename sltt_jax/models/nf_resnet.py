@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sltt_jax.layers import LIF, ScaledWSConv, at_least_float32, check_input
+from sltt_jax.layers import LIF, Dense, ScaledWSConv, at_least_float32, check_input
 from sltt_jax.models.initializers import kaiming_fan_out, torch_bias
 from sltt_jax.neurons import Neuron
 
@@ -136,7 +136,7 @@ class NFResNet(nn.Module):
                 xs = block(xs, temporal_gradient=temporal_gradient)
         xs = xs.mean((2, 3))
         bias_init = torch_bias(xs.shape[-1])
-        readout = nn.Dense(
+        readout = Dense(
             self.classes, kernel_init=nn.initializers.zeros, bias_init=bias_init, dtype=self.dtype, name="fc"
         )
         return at_least_float32(readout(xs))

@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from sltt_jax.layers import LIF, Conv, Dropout, StepBatchNorm, at_least_float32, avg_pool, check_input
+from sltt_jax.layers import LIF, Conv, Dense, Dropout, StepBatchNorm, at_least_float32, avg_pool, check_input
 from sltt_jax.models.initializers import kaiming_fan_out, torch_bias, torch_weight
 from sltt_jax.neurons import Neuron
 
@@ -102,7 +102,7 @@ class ResNet(nn.Module):
         if xs.shape[2:4] != (1, 1):
             raise ValueError(f"the images are too large: pooling leaves {xs.shape[2:4]} of them, not (1, 1)")
         xs = Dropout(self.dropout, deterministic=not train)(xs[:, :, 0, 0])
-        readout = nn.Dense(self.classes, kernel_init=torch_weight, dtype=self.dtype, name="linear")
+        readout = Dense(self.classes, kernel_init=torch_weight, dtype=self.dtype, name="linear")
         return at_least_float32(readout(xs))
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sltt_jax.layers import LIF, Conv, Dropout, StepBatchNorm, at_least_float32, avg_pool, check_input
+from sltt_jax.layers import LIF, Conv, Dense, Dropout, StepBatchNorm, at_least_float32, avg_pool, check_input
 from sltt_jax.models.initializers import kaiming_fan_out
 from sltt_jax.neurons import Neuron
 
@@ -76,7 +76,7 @@ class VGG(nn.Module):
             xs = avg_pool(xs, 2)
         xs = adaptive_avg_pool(xs, 7)
         init = nn.initializers.normal(0.01)
-        readout = nn.Dense(self.classes, kernel_init=init, dtype=self.dtype, name="classifier")
+        readout = Dense(self.classes, kernel_init=init, dtype=self.dtype, name="classifier")
         return at_least_float32(readout(xs.reshape(*xs.shape[:2], -1)))
 
 
