@@ -5,7 +5,6 @@ of a `scan` counts as often as it runs, and the step at which SLTT-K goes backwa
 """
 
 import math
-from typing import Any
 
 import jax
 from jax.extend import core
@@ -61,18 +60,10 @@ def _count_equation(equation, share) -> float:
         if None in platforms:  # what is computed, in whatever way this or that platform does
             return branches[platforms.index(None)]
         return max(branches)
-    inner = sum(_count(j, share) for value in params.values() for j in _jaxprs(value))
+    inner = sum(_count(jaxpr, share) for jaxpr in core.jaxprs_in_params(params))
     if name == "while" and inner:
         raise ValueError("a while loop of unknown length holds matrix products; use scan or fori_loop")
     return inner
-
-
-def _jaxprs(value: Any):
-    if isinstance(value, core.Jaxpr | core.ClosedJaxpr):
-        yield value
-    elif isinstance(value, tuple | list):
-        for v in value:
-            yield from _jaxprs(v)
 
 
 def _dot(equation) -> float:
