@@ -131,7 +131,9 @@ class TestCompare:
             agree.report({"w": jnp.ones(2)}, {"v": jnp.ones(2)})
 
 
-@pytest.mark.parametrize("name", nets.NETS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "convnet" else ()) for name in nets.NETS]
+)
 def test_steps_add_up_to_the_gradient(name, x64):
     """For every rule, and each against BPTT: what is the same and what is not."""
     n = nets.net(name)

@@ -221,6 +221,7 @@ def test_stopped_by_a_signal_and_gone_on_with(small, monkeypatch, tmp_path, caps
         assert parts[name] == whole[name]
 
 
+@pytest.mark.slow
 def test_compare_rules(small, monkeypatch, tmp_path, capsys):
     assert call(compare_rules, monkeypatch, *QUICK, "--lr", 0.05, "--workdir", tmp_path) == 0
     rows = json.loads((tmp_path / "table.json").read_text())
@@ -273,7 +274,9 @@ def test_recipes_of_the_paper(name):
     assert c.preset == name and f"train.py {name}" in configs.PRESETS[name].__doc__
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "cifar10" else pytest.mark.slow) for name in RECIPES]
+)
 def test_recipes_run_reduced_on_made_up_data(name, monkeypatch, tmp_path):
     few = ("--train-samples", 32, "--test-samples", 16, "--epochs", 1)
     rule = ("--rule", "sltt_k") if name in ("dvs_cifar10", "imagenet_stage2") else ()

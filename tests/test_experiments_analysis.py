@@ -135,6 +135,7 @@ class TestGradientAgreement:
         settings = ("--rules", "sltt", "sltt_k:1", "tbptt:3", "--steps", 2, 4, "--batches", 2, "--tau", 2)
         return call(gradient_agreement, monkeypatch, *NET, *settings, *args, "--workdir", workdir)
 
+    @pytest.mark.slow
     def test_the_same_seed_gives_the_same_figures(self, monkeypatch, tmp_path, capsys):
         assert self.run(monkeypatch, tmp_path / "a") == 0
         out = capsys.readouterr().out

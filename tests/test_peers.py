@@ -122,7 +122,7 @@ def test_all_compute_the_same(name, x64):
         assert same(grads, bptt[1]) == ("bptt" in rule), rule
 
 
-@pytest.mark.parametrize("name", ["mlp_T10", "conv_T10"])
+@pytest.mark.parametrize("name", ["mlp_T10", pytest.param("conv_T10", marks=pytest.mark.slow)])
 def test_devices_compute_the_same(name):
     """Losses of three updates on one device and on all, statistics of the batch included."""
     workload = small(name)

@@ -17,6 +17,7 @@ from scripts import call
 QUICK = ("digits_mlp", "--features", 8, "--T", 2, "--epochs", 1, "--train-samples", 128, "--test-samples", 64)
 
 
+@pytest.mark.slow
 def test_k_tradeoff(monkeypatch, tmp_path, capsys):
     args = (*QUICK, "--K", 1, "--seeds", 2, "--workdir", tmp_path)
     assert call(k_tradeoff, monkeypatch, *args) == 0
@@ -44,6 +45,7 @@ def summary(workdir):
     return json.loads((workdir / "summary.json").read_text())
 
 
+@pytest.mark.slow
 def test_ablation(monkeypatch, tmp_path, capsys):
     args = (*QUICK, "--surrogates", "triangle", "--taus", 1.1, 5, "--steps", 1, 3, "--seeds", 1)
     assert call(ablation, monkeypatch, *args, "--workdir", tmp_path) == 0
