@@ -12,9 +12,9 @@ import sys
 import jax
 import optax
 import tyro
-from plots_sweeps import plot_ablation
-from runs import Run, build, prepare_xla, presets, write_json
-from sweeps import mean_std, sweep
+from plots.sweeps import plot_ablation
+from common.runs import Run, build, prepare_xla, presets, write_json
+from common.sweeps import mean_std, sweep
 from train import fail, stopped
 
 from sltt_jax import functional, rules, training

@@ -14,11 +14,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import tyro
-from configs import PRESETS
+from common.configs import PRESETS
 from evaluate import read_run, workdir_of
-from measures import Weights, load_weights, measure_activity
-from plots_activity import plot_activity
-from runs import Experiment, Run, build, prepare_xla, write_json
+from common.measures import Weights, load_weights, measure_activity
+from plots.activity import plot_activity
+from common.runs import Experiment, Run, build, prepare_xla, write_json
 from train import fail
 
 from sltt_jax.analysis.activity import Activity, energy, problems

@@ -33,11 +33,11 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import tyro
-from benchmark_tables import report
+from peers.tables import report
 from peers.protocol import CORES
 from peers.workloads import PEER_RULES, WORKLOADS, own_rules
-from plots_benchmark import plot_benchmark, plot_chunks
-from runs import write_json
+from plots.benchmark import plot_benchmark, plot_chunks
+from common.runs import write_json
 from tqdm import tqdm
 from train import fail
 

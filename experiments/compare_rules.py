@@ -9,7 +9,7 @@ import dataclasses
 import sys
 
 import tyro
-from runs import prepare_xla
+from common.runs import prepare_xla
 from train import fail, prepare, presets, stopped, train, write_json
 
 from sltt_jax.training import Stopped

@@ -17,10 +17,10 @@ from typing import Annotated, Any, NamedTuple
 
 import jax
 import tyro
-from configs import PRESETS, Model
-from plots_cost import plot_memory, plot_time, plot_tradeoff
+from common.configs import PRESETS, Model
+from plots.cost import plot_memory, plot_time, plot_tradeoff
 from rule_names import parse_rule, show_rule
-from runs import Experiment, Run, build, write_json
+from common.runs import Experiment, Run, build, write_json
 from tqdm import tqdm
 from train import fail
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 import tyro
-from runs import Run, build, held_out_batches, prepare_xla, write_json
+from common.runs import Run, build, held_out_batches, prepare_xla, write_json
 from tqdm import tqdm
 from train import fail
 

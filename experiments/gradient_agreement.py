@@ -21,12 +21,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import tyro
-from configs import make_rule
-from measures import arguments, load_weights
-from plots_agreement import plot_agreement, plot_steps
+from common.configs import make_rule
+from common.measures import arguments, load_weights
+from plots.agreement import plot_agreement, plot_steps
 from rule_names import parse_rule, show_rule
-from runs import Experiment, Run, build, config_of, prepare_xla, presets, write_json
-from sweeps import sweep
+from common.runs import Experiment, Run, build, config_of, prepare_xla, presets, write_json
+from common.sweeps import sweep
 from tqdm import tqdm
 from train import fail, stopped
 

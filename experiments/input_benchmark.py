@@ -25,15 +25,15 @@ from typing import Literal, get_args
 import jax
 import numpy as np
 import tyro
-from configs import PRESETS
-from data_sets import WORKERS
-from photographs import photographs
-from runs import Experiment, Run, build, prepare_xla, training_batches, write_json
+from common.configs import PRESETS
+from common.data_sets import WORKERS
+from common.photographs import photographs
+from common.runs import Experiment, Run, build, prepare_xla, training_batches, write_json
 from tqdm import tqdm
 from train import compile_update, fail
 
 from sltt_jax.data import Batch
-from sltt_jax.data.imagenet import ImageStream
+from sltt_jax.data.images.imagenet import ImageStream
 from sltt_jax.training import TrainState
 
 Input = Literal["mnist", "nmnist", "imagenet_stage1", "imagenet_stage2"]

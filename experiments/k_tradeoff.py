@@ -10,9 +10,9 @@ import dataclasses
 import sys
 
 import tyro
-from plots_sweeps import plot_k_tradeoff
-from runs import Run, prepare_xla, presets, write_json
-from sweeps import mean_std, sweep
+from plots.sweeps import plot_k_tradeoff
+from common.runs import Run, prepare_xla, presets, write_json
+from common.sweeps import mean_std, sweep
 from train import fail, stopped
 
 from sltt_jax.training import Stopped

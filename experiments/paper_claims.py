@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 import jax
 import tyro
-from configs import PRESETS
+from common.configs import PRESETS
 from cost import trace_update
 from rule_names import parse_rule, show_rule
-from runs import Run, write_json
+from common.runs import Run, write_json
 from tqdm import tqdm
 from train import fail
 

@@ -12,8 +12,8 @@ import sys
 from typing import Literal, get_args
 
 import tyro
-from runs import Run, prepare_xla, presets, write_json
-from sweeps import mean_std, sweep
+from common.runs import Run, prepare_xla, presets, write_json
+from common.sweeps import mean_std, sweep
 from train import fail, stopped
 
 from sltt_jax.training import Stopped

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import jax
 import tyro
-from runs import Experiment, Run, build, prepare_xla, presets, write_json
+from common.runs import Experiment, Run, build, prepare_xla, presets, write_json
 from train import fail
 
 from sltt_jax import training

@@ -24,15 +24,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-from plots_temporal import plot_delays, plot_taus
-from runs import prepare_xla, write_json
+from plots.temporal import plot_delays, plot_taus
+from common.runs import prepare_xla, write_json
 from tqdm import tqdm
 from train import fail
 
 from sltt_jax import rules
 from sltt_jax.blocks import run
 from sltt_jax.data import temporal
-from sltt_jax.data.audio import load_fsdd
+from sltt_jax.data.events.spoken_digits import load_fsdd
 from sltt_jax.neurons import Neuron, lif
 
 Task = Literal["recall", "xor", "digits", "fsdd"]

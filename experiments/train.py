@@ -20,9 +20,9 @@ from importlib.metadata import version
 
 import jax
 import tyro
-from measures import initial_problems
-from plots import plot_curves
-from runs import (
+from common.measures import initial_problems
+from plots.style import plot_curves
+from common.runs import (
     CURVES,
     SUMMARY,
     TENSORBOARD,

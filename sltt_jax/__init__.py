@@ -8,13 +8,14 @@ built on Flax Linen is in `sltt_jax.functional`, `sltt_jax.layers` and `sltt_jax
 from sltt_jax import losses, surrogate
 from sltt_jax.blocks import Repeat, run
 from sltt_jax.neurons import Neuron, lif, lif_step
-from sltt_jax.rules import Aux, Rule, bptt, sltt, sltt_k, tbptt
+from sltt_jax.rules import Aux, BlockRule, Rule, bptt, parse_rule, sltt, sltt_k, tbptt
 from sltt_jax.streaming import stream
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Aux",
+    "BlockRule",
     "Neuron",
     "Repeat",
     "Rule",
@@ -22,6 +23,7 @@ __all__ = [
     "lif",
     "lif_step",
     "losses",
+    "parse_rule",
     "run",
     "sltt",
     "sltt_k",

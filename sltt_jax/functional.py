@@ -4,16 +4,12 @@ The network's `__call__(xs, *, train, temporal_gradient)` works on blocks `[T, B
 batch statistics are collections of variables, and together they are the `state` of the rules.
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sltt_jax.blocks import Apply
+from sltt_jax.blocks import Apply, PyTree
 from sltt_jax.layers import MEMBRANE
-
-PyTree = Any
 
 
 def init(model: nn.Module, key: jax.Array, x: jax.Array) -> tuple[PyTree, PyTree]:

@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
-from sltt_jax.convolution import conv_general_dilated
-from sltt_jax.dense import dot_general
+from sltt_jax.cpu import conv_general_dilated, dot_general
 from sltt_jax.neurons import Neuron, lif
 
 MEMBRANE = "membrane"

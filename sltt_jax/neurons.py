@@ -11,14 +11,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from sltt_jax.cpu import scan
 from sltt_jax.surrogate import triangle
-
-# Loops as short as this are unrolled on a CPU. Of longer ones XLA would make one pass for several steps that
-# computes the earlier steps again for each, which takes more time than their loop.
-_SHORT = 5
-
-# Steps of an iteration elsewhere: launches of kernels are what a loop costs there.
-_UNROLL = 8
 
 
 @jax.tree_util.register_dataclass
@@ -96,13 +90,6 @@ def _check(v, x, name):
         raise ValueError(f"the input current must be floating point, got {x.dtype}")
 
 
-def _scan(step, v, xs):
-    """`lax.scan`, unrolled as it suits the platform."""
-    loop = lambda unroll: lambda v, xs: jax.lax.scan(step, v, xs, unroll=unroll)
-    C = len(xs)
-    return jax.lax.platform_dependent(v, xs, cpu=loop(C if C <= _SHORT else 1), default=loop(min(C, _UNROLL)))
-
-
 def lif_step(
     v: jax.Array, x: jax.Array, neuron: Neuron, *, temporal_gradient: bool = True
 ) -> tuple[jax.Array, jax.Array]:
@@ -159,7 +146,7 @@ def lif(
         raise ValueError(f"xs must hold at least one time step, got shape {xs.shape}")
     _check(v, xs[0], "input of one step")
     if temporal_gradient:
-        return _scan(lambda v, x: lif_step(v, x, neuron), v, xs)
+        return scan(lambda v, x: lif_step(v, x, neuron), v, xs)
     if len(xs) == 1:
         v, s = lif_step(v, xs[0], neuron, temporal_gradient=False)
         return jax.lax.stop_gradient(v), s[None]
@@ -168,5 +155,5 @@ def lif(
         return lif_step(v, x, constant)[0], v
 
     constant, v, currents = jax.lax.stop_gradient((neuron, v, xs))
-    v, before = _scan(advance, v, currents)
+    v, before = scan(advance, v, currents)
     return v, _fire(_charge(before, xs, neuron), neuron)

@@ -1,121 +1,48 @@
 """Training rules: drop-in replacements of `jax.value_and_grad` for networks that run over time.
 
 A rule knows nothing of neurons or layers. It takes a network as a pure function of a *block* of C >= 1
-consecutive time steps,
+consecutive time steps, and the loss of one step, which it averages over the T steps:
 
     outputs, state = apply(params, state, xs, temporal_gradient=...)        # xs, outputs: [C, B, ...]
-
-where `state` is a pytree of all that flows from step to step, and an instantaneous loss
-`step_loss(outputs[t], target) -> scalar`, which is averaged over the T steps:
+    loss = step_loss(outputs[t], target)                                    # a scalar
 
     (loss, aux), grads = sltt().value_and_grad(apply, step_loss)(params, state, inputs, target, key)
 
-`apply` must cut the gradient that enters through the state (`lax.stop_gradient` on the membranes of the step
-before) when it is called with `temporal_gradient=False`, also between the steps of one block.
-
-The inputs are a pytree of arrays `[T, B, ...]`, or `Repeat(x, T)` for an input that is the same at every
-step.
+What the four rules below have in common, and what a rule of your own needs, is in `sltt_jax/block_rule.py`.
+In the equations `l[t]` is the loss of step t, `s[t]` the state after it, and `stop` is `lax.stop_gradient`.
 """
 
-import abc
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
-from sltt_jax.blocks import (
-    Apply,
-    PyTree,
-    check_at_least_one,
-    check_at_most_T,
-    first_step,
-    scan_blocks,
-    time_steps,
+from sltt_jax.block_rule import (
+    Aux,
+    BlockRule,
+    Plan,
+    Rule,
+    StepLoss,
+    block_forward,
+    block_gradient,
+    forward_of,
+    zero_outputs,
 )
+from sltt_jax.blocks import check_at_least_one, check_at_most_T, scan_blocks, time_steps
+from sltt_jax.spelling import parse
 
-StepLoss = Callable[[Any, Any], jax.Array]
-ValueAndGrad = Callable[..., tuple[tuple[jax.Array, "Aux"], PyTree]]
+__all__ = ["Aux", "BlockRule", "Plan", "Rule", "StepLoss", "bptt", "parse_rule", "sltt", "sltt_k", "tbptt"]
 
 # Names the branch that SLTT-K takes at k of its T steps, so that costs can be counted from the jaxpr.
 K_STEP_SCOPE = "sltt_k_step"
 
 
-class Aux(NamedTuple):
-    """What every rule returns beside the loss and the gradient.
-
-    Attributes:
-      losses: the instantaneous loss of every step, `[T]`; `loss` is its mean, also under SLTT-K.
-      outputs: the sum of the outputs over time, `[B, ...]`; evaluation takes its argmax.
-      state: the state after the last step.
-    """
-
-    losses: jax.Array
-    outputs: PyTree
-    state: PyTree
-
-
-def _add_steps(total, outputs):
-    """Adds the steps of a block one after the other, so that every block size rounds alike."""
-    return jax.lax.scan(lambda a, o: (jax.tree.map(jnp.add, a, o), None), total, outputs, unroll=16)[0]
-
-
-def _zero_total(apply, params, state, inputs):
-    """Zeros like the outputs of one step."""
-    one = first_step(inputs)
-    block = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *jnp.shape(x)), x.dtype), one)
-    outputs, _ = jax.eval_shape(lambda *a: apply(*a, temporal_gradient=False), params, state, block)
-    return jax.tree.map(lambda o: jnp.zeros(o.shape[1:], o.dtype), outputs)
-
-
-def _forward(apply, step_loss, target, temporal_gradient):
-    """One block forward: `(params, (state, total), xs) -> (state, total), losses [C]`."""
-
-    def forward(params, carry, xs):
-        state, total = carry
-        outputs, state = apply(params, state, xs, temporal_gradient=temporal_gradient)
-        losses = jax.vmap(step_loss, (0, None))(outputs, target)
-        if losses.ndim != 1:
-            raise ValueError(f"step_loss must return a scalar for one step, got shape {losses.shape[1:]}")
-        return (state, _add_steps(total, outputs)), losses
-
-    return forward
-
-
-def _block_gradient(apply, step_loss, temporal_gradient):
-    """One block forward and backward, its gradient added to those before.
-
-    The state that enters is a constant, so whatever this backward pass keeps is dead at the end of the block.
-    """
-
-    def block(params, target, carry, xs):
-        *start, grads = carry
-
-        def loss(params):
-            end, losses = _forward(apply, step_loss, target, temporal_gradient)(params, start, xs)
-            return losses.sum(), (end, losses)
-
-        g, (end, losses) = jax.grad(loss, has_aux=True)(params)
-        return (*end, jax.tree.map(jnp.add, grads, g)), losses
-
-    return block
-
-
-def _start(apply, params, state, inputs):
-    """The carry of a loop over `_block_gradient`: state, sum of outputs, sum of gradients."""
-    return state, _zero_total(apply, params, state, inputs), jax.tree.map(jnp.zeros_like, params)
-
-
-def _finish(carry, losses, scale):
-    state, total, grads = carry
-    grads = jax.tree.map(lambda g: g * jnp.asarray(scale, g.dtype), grads)
-    return (losses.mean(), Aux(losses, total, state)), grads
-
-
 @dataclasses.dataclass(frozen=True)
-class bptt:
+class bptt(Rule):
     """Backpropagation through time: the exact (surrogate) gradient. Memory grows with T.
+
+        grads = d/dtheta 1/T sum_t l[t]                 l[t] sees theta through s[t-1], s[t-2], ..., s[0] too
 
     Attributes:
       chunk: time steps that go through the network together, layer by layer; 1..T.
@@ -128,19 +55,17 @@ class bptt:
     def __post_init__(self):
         check_at_least_one("chunk", self.chunk)
 
-    def value_and_grad(self, apply: Apply, step_loss: StepLoss) -> ValueAndGrad:
-        """See the module's docstring; `key` is not used."""
+    def value_and_grad(self, apply, step_loss):
+        forward = forward_of(apply, step_loss, temporal_gradient=True)
 
         def f(params, state, inputs, target, key=None):
             del key
-            T = time_steps(inputs)
-            check_at_most_T("chunk", self.chunk, T)
-            forward = _forward(apply, step_loss, target, temporal_gradient=True)
+            check_at_most_T("chunk", self.chunk, time_steps(inputs))
 
             def loss(params):
-                step = lambda carry, xs: forward(params, carry, xs[0])
+                step = lambda carry, xs: forward(params, target, carry[0], carry[1], xs[0])
                 step = jax.checkpoint(step) if self.remat else step
-                start = state, _zero_total(apply, params, state, inputs)
+                start = state, zero_outputs(apply, params, state, inputs)
                 (end, total), losses = scan_blocks(step, start, inputs, self.chunk)
                 return losses.mean(), Aux(losses, total, end)
 
@@ -149,46 +74,11 @@ class bptt:
         return f
 
 
-class _Blockwise(abc.ABC):
-    """The loop of every rule whose gradients do not reach across the borders of blocks."""
-
-    @property
-    @abc.abstractmethod
-    def _size(self) -> int:
-        """Time steps of a block."""
-
-    @abc.abstractmethod
-    def _plan(self, T: int, key: jax.Array | None) -> tuple[tuple[jax.Array, ...], float]:
-        """Checks the rule against T; returns arrays `[T]` for the blocks and the scale of the gradient."""
-
-    @abc.abstractmethod
-    def _block(self, apply: Apply, step_loss: StepLoss) -> Callable:
-        """Returns `block(params, target, carry, xs, *arrays) -> carry, losses [C]`."""
-
-    def value_and_grad(self, apply: Apply, step_loss: StepLoss) -> ValueAndGrad:
-        """A function `(params, state, inputs, target, key=None) -> ((loss, Aux), grads)`; see the module.
-
-        `key` draws the steps of `sltt_k`; the other rules do not use it.
-        """
-        block = self._block(apply, step_loss)
-
-        def f(params, state, inputs, target, key=None):
-            per_step, scale = self._plan(time_steps(inputs), key)
-            carry, losses = scan_blocks(
-                lambda carry, xs: block(params, target, carry, *xs),
-                _start(apply, params, state, inputs),
-                inputs,
-                self._size,
-                *per_step,
-            )
-            return _finish(carry, losses, scale)
-
-        return f
-
-
 @dataclasses.dataclass(frozen=True)
-class tbptt(_Blockwise):
+class tbptt(BlockRule):
     """Truncated backpropagation through time: the temporal gradient is cut every `window` steps.
+
+        grads = d/dtheta 1/T sum_t l[t]                 with stop(s[t]) for t = window, 2 window, ...
 
     `tbptt(1)` is SLTT, `tbptt(T)` is BPTT. The steps of a window go through the network together, layer by
     layer. Memory grows with `window`, not with T.
@@ -203,20 +93,22 @@ class tbptt(_Blockwise):
         check_at_least_one("window", self.window)
 
     @property
-    def _size(self):
+    def block_steps(self):
         return self.window
 
-    def _plan(self, T, key):
+    def plan(self, T, key=None):
         check_at_most_T("window", self.window, T)
-        return (), 1 / T
+        return Plan(None, 1 / T)
 
-    def _block(self, apply, step_loss):
-        return _block_gradient(apply, step_loss, temporal_gradient=True)
+    def block(self, apply, step_loss):
+        return block_gradient(apply, step_loss, temporal_gradient=True)
 
 
 @dataclasses.dataclass(frozen=True)
-class sltt(_Blockwise):
-    """Spatial Learning Through Time (Meng et al. 2023): BPTT without its temporal part.
+class sltt(BlockRule):
+    """Spatial Learning Through Time (Meng et al. 2023, section 4): BPTT without its temporal part.
+
+        grads = d/dtheta 1/T sum_t l[t]                 with stop(s[t]) for every t
 
     The gradient of every step is computed at that step and added up, so memory does not grow with T.
 
@@ -231,20 +123,22 @@ class sltt(_Blockwise):
         check_at_least_one("chunk", self.chunk)
 
     @property
-    def _size(self):
+    def block_steps(self):
         return self.chunk
 
-    def _plan(self, T, key):
+    def plan(self, T, key=None):
         check_at_most_T("chunk", self.chunk, T)
-        return (), 1 / T
+        return Plan(None, 1 / T)
 
-    def _block(self, apply, step_loss):
-        return _block_gradient(apply, step_loss, temporal_gradient=False)
+    def block(self, apply, step_loss):
+        return block_gradient(apply, step_loss, temporal_gradient=False)
 
 
 @dataclasses.dataclass(frozen=True)
-class sltt_k(_Blockwise):
-    """SLTT-K (Meng et al. 2023): the backward pass at only k of the T steps, the forward pass at all.
+class sltt_k(BlockRule):
+    """SLTT-K (Meng et al. 2023, section 4): backward at only k of the T steps, forward at all.
+
+        grads = d/dtheta 1/T sum of l[t] over the k steps           with stop(s[t]) for every t
 
     One draw of k distinct steps serves the whole batch; give every device the same key. Under `vmap` over
     keys both branches run at every step, and nothing is saved.
@@ -274,7 +168,7 @@ class sltt_k(_Blockwise):
             )
 
     def selected(self, T: int, key: jax.Array | None = None) -> jax.Array:
-        """Which of T steps get a backward pass, `[T]` bool.
+        """Steps that get a backward pass, as a mask of all T, `[T]` bool.
 
         Raises:
           ValueError: k or a step of `draw` is beyond T, or `draw="uniform"` has no key.
@@ -296,27 +190,31 @@ class sltt_k(_Blockwise):
                 raise ValueError(f"the steps of draw must be in 0..{T - 1}, got {self.draw}")
         return jnp.zeros(T, bool).at[jnp.asarray(steps)].set(True)
 
+    def backward_share(self, T):
+        return self.k / T
+
     @property
-    def _size(self):
+    def block_steps(self):
         return 1
 
-    def _plan(self, T, key):
-        return (self.selected(T, key),), 1 / (T if self.scale == "paper" else self.k)
+    def plan(self, T, key=None):
+        return Plan(self.selected(T, key), 1 / (T if self.scale == "paper" else self.k))
 
-    def _block(self, apply, step_loss):
-        backward = _block_gradient(apply, step_loss, temporal_gradient=False)
+    def block(self, apply, step_loss):
+        gradient = block_gradient(apply, step_loss, temporal_gradient=False)
+        forward = block_forward(apply, step_loss)
 
-        def forward_only(params, target, carry, xs):
-            *start, grads = carry
-            end, losses = _forward(apply, step_loss, target, temporal_gradient=False)(params, start, xs)
-            return (*end, grads), losses
-
-        def block(params, target, carry, xs, selected):
+        def block(params, target, carry, xs, backward):
             with jax.named_scope(K_STEP_SCOPE):
-                return jax.lax.cond(selected[0], backward, forward_only, params, target, carry, xs)
+                return jax.lax.cond(backward[0], gradient, forward, params, target, carry, xs)
 
         return block
 
 
-Rule = bptt | tbptt | sltt | sltt_k
-RULES = {rule.__name__: rule for rule in (bptt, tbptt, sltt, sltt_k)}
+def parse_rule(text: str) -> Rule:
+    """Reads a rule as `str` spells it: "sltt", "sltt(6)", "sltt_k(2, draw=first)", "bptt(remat=True)".
+
+    Raises:
+      ValueError: there is no such rule, or it cannot have these settings.
+    """
+    return parse(text, (bptt, tbptt, sltt, sltt_k))

@@ -20,7 +20,8 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+
+from sltt_jax.cpu import computed_once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +49,7 @@ class Surrogate:
 
 
 def _step(x):
-    s = (x >= 0).astype(x.dtype)
-    # The root of 0 or 1 is itself. But XLA's CPU compiler takes roots for expensive and computes them once; a
-    # comparison, with all elementwise operations before it, it repeats in everything that reads the spikes.
-    return lax.platform_dependent(s, cpu=jnp.sqrt, default=lambda s: s)
+    return computed_once((x >= 0).astype(x.dtype))
 
 
 _spike = jax.custom_jvp(lambda surrogate, x: _step(x), nondiff_argnums=(0,))

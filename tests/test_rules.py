@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from nets import NETS, T, assert_close, difference, gradient, net, two_matrices
+from tests.common.nets import NETS, T, assert_close, difference, gradient, net, two_matrices
 
 from sltt_jax import functional
 from sltt_jax.blocks import Repeat, run

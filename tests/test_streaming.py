@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from nets import T, assert_close, convnet, gradient, net
+from tests.common.nets import T, assert_close, convnet, gradient, net
 
 from sltt_jax.rules import bptt, sltt, sltt_k, tbptt
 from sltt_jax.streaming import stream

@@ -4,7 +4,10 @@ All here works on networks of any kind. What looks into the layers of a Linen ne
 name: `sltt_jax.analysis.activity` and `sltt_jax.analysis.recording`.
 """
 
-from sltt_jax.analysis.agreement import (
+from sltt_jax.analysis.chunks import auto_chunk
+from sltt_jax.analysis.costs import Cost, cost, cost_over_time, growth, program_cost, temp_bytes
+from sltt_jax.analysis.flop_count import flops
+from sltt_jax.analysis.gradients import (
     Agreement,
     Report,
     agreement,
@@ -13,11 +16,7 @@ from sltt_jax.analysis.agreement import (
     step_agreement,
     step_gradients,
 )
-from sltt_jax.analysis.chunks import auto_chunk
-from sltt_jax.analysis.cost import Cost, cost, cost_over_time, growth, program_cost
-from sltt_jax.analysis.flops import flops
 from sltt_jax.analysis.limits import assert_memory_flat, largest_batch
-from sltt_jax.analysis.memory import temp_bytes
 from sltt_jax.analysis.temporal_part import (
     LagNorms,
     advice,

@@ -4,9 +4,8 @@ import math
 
 import jax
 
-from sltt_jax.analysis.cost import trace_gradient
+from sltt_jax.analysis.costs import temp_bytes, trace_gradient
 from sltt_jax.analysis.limits import GIGABYTE
-from sltt_jax.analysis.memory import temp_bytes
 from sltt_jax.blocks import Apply, PyTree, time_steps
 from sltt_jax.rules import StepLoss, sltt
 

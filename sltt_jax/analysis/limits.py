@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from sltt_jax.analysis.cost import trace_gradient, with_time_steps
-from sltt_jax.analysis.memory import temp_bytes
+from sltt_jax.analysis.costs import temp_bytes, trace_gradient, with_time_steps
 from sltt_jax.blocks import Apply, PyTree
 from sltt_jax.rules import Rule, StepLoss, bptt
 

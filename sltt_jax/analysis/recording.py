@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sltt_jax import functional
-from sltt_jax.analysis.agreement import step_gradients
+from sltt_jax.analysis.gradients import step_gradients
 from sltt_jax.analysis.temporal_part import temporal_factors
 from sltt_jax.blocks import PyTree, run
 from sltt_jax.layers import LIF, MEMBRANE, at_least_float32

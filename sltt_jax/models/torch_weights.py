@@ -16,6 +16,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sltt_jax import functional
+from sltt_jax.blocks import PyTree
 from sltt_jax.layers import BATCH_STATS
 from sltt_jax.models.nf_resnet import NFResNet
 from sltt_jax.models.resnet import ResNet
@@ -24,7 +25,6 @@ from sltt_jax.models.vgg import VGG
 
 __all__ = ["from_torch", "read_checkpoint", "to_torch", "torch_name"]
 
-PyTree = Any
 Model = ResNet | VGG | NFResNet
 
 

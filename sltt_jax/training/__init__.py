@@ -1,7 +1,6 @@
 """Updates, evaluation and the training loop."""
 
 from sltt_jax.training.checkpoints import CHECKPOINTS, DAMAGED, Checkpoints, load_parts, sha256
-from sltt_jax.training.encoders import Augmentation, Encoder, flat, frames, images
 from sltt_jax.training.loop import METRICS_FILE, evaluate_all, read_metrics, train_epochs
 from sltt_jax.training.loss_scale import LossScale
 from sltt_jax.training.optimizers import OPTIMIZERS, cosine_per_epoch, make_optimizer
@@ -31,9 +30,7 @@ __all__ = [
     "DAMAGED",
     "METRICS_FILE",
     "OPTIMIZERS",
-    "Augmentation",
     "Checkpoints",
-    "Encoder",
     "Evaluation",
     "LossScale",
     "Metrics",
@@ -44,9 +41,6 @@ __all__ = [
     "check_replicated",
     "cosine_per_epoch",
     "evaluate_all",
-    "flat",
-    "frames",
-    "images",
     "init_state",
     "join",
     "leave",

@@ -15,9 +15,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from sltt_jax.blocks import PyTree
 from sltt_jax.training.processes import wait_for_all
-
-PyTree = Any
 
 # The parts of a state, each saved by itself: parameters, state of the optimizer, ...
 Parts = dict[str, PyTree]

@@ -14,13 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from sltt_jax.blocks import PyTree
 from sltt_jax.data.pipeline import Batches
 from sltt_jax.training.checkpoints import CHECKPOINTS, Checkpoints
 from sltt_jax.training.parallel import check_replicated
 from sltt_jax.training.steps import Evaluation, TrainState
 from sltt_jax.training.stopping import Stopped, StopRequests
-
-PyTree = Any
 
 METRICS_FILE = "metrics.jsonl"
 

@@ -13,7 +13,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-PyTree = Any
+from sltt_jax.blocks import PyTree
+
 Devices = Sequence[Any]  # of jax.Device, which type checkers do not take for a type
 
 AXIS = "devices"

@@ -1,7 +1,7 @@
 """One training update and one evaluation step, as pure functions to be compiled once."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -9,13 +9,11 @@ import jax.numpy as jnp
 import optax
 
 from sltt_jax import functional
-from sltt_jax.blocks import first_step, run
+from sltt_jax.blocks import PyTree, first_step, run
+from sltt_jax.data.encoders import Encoder
 from sltt_jax.layers import FIRING_RATE, MEMBRANE
 from sltt_jax.rules import Rule, StepLoss
-from sltt_jax.training.encoders import Encoder
 from sltt_jax.training.loss_scale import LossScale, adjust, initial_loss_scale
-
-PyTree = Any
 
 
 class TrainState(NamedTuple):

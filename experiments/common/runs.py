@@ -1,0 +1,260 @@
+"""One run: its settings, all that it is made of, and the directory that it writes."""
+
+import dataclasses
+import inspect
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from common import data_sets
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from common.configs import PRESETS, Config, make_model, make_rule, reduced
+from common.data_sets import Source
+
+from sltt_jax import data, functional, losses, rules, training
+from sltt_jax.analysis import auto_chunk
+from sltt_jax.blocks import first_step
+from sltt_jax.cpu import tune_xla
+
+SUMMARY = "summary.json"
+CURVES = "curves.png"
+TENSORBOARD = "tensorboard"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(Config):
+    """A configuration, and where and how it is run.
+
+    Attributes:
+      reduced: the recipe made small enough for two cores and a few minutes.
+      made: train on made-up data of the same form.
+      init_from: start from the parameters and batch statistics of another run: its workdir, or one of its
+        checkpoints.
+      data_dir: directory of the data sets.
+      workdir: directory of all that the run writes. A run of the same settings that is in it already is gone
+        on with.
+      resume: insist on going on with a run.
+      overwrite: start anew in a workdir that holds a run.
+      devices: of this process that are used; all by default.
+      coordinator: with several processes, host:port of the first; "auto" if Slurm, MPI or the TPU pod tells
+        all three.
+      num_processes: how many processes there are.
+      process_id: which this is, from 0.
+      save_every: updates between two checkpoints within an epoch; by default there is one at its end.
+      keep: how many of the last checkpoints are kept.
+      tensorboard: write event files for TensorBoard as well.
+      gigabytes: of memory that the temporaries may take where chunk is "auto".
+    """
+
+    reduced: bool = False
+    made: bool = False
+    init_from: Path | None = None
+    data_dir: Path = Path("data")
+    workdir: Path = Path("runs/default")
+    resume: bool = False
+    overwrite: bool = False
+    devices: int | None = None
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+    save_every: int | None = None
+    keep: int = 2
+    tensorboard: bool = False
+    gigabytes: float = 4.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("devices", "num_processes", "save_every", "keep"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be >= 1, got {value}")
+        if self.resume and self.overwrite:
+            raise ValueError("resume and overwrite exclude each other")
+        if self.coordinator not in (None, "auto") and not self.coordinator.rpartition(":")[2].isdecimal():
+            raise ValueError(f"coordinator must be host:port or auto, got {self.coordinator!r}")
+        told = [
+            self.coordinator not in (None, "auto"),
+            self.num_processes is not None,
+            self.process_id is not None,
+        ]
+        if any(told) != all(told):
+            raise ValueError("several processes need all of --coordinator, --num-processes, --process-id")
+
+
+AnyRun = TypeVar("AnyRun", bound=Run)
+
+
+class Experiment(NamedTuple):
+    """A run whose settings were found good, with its data, network, rule and loss at hand."""
+
+    run: Run
+    source: Source
+    model: nn.Module
+    rule: rules.Rule
+    step_loss: rules.StepLoss
+    optimizer: optax.GradientTransformation
+    devices: Sequence[Any]
+
+    @property
+    def sharded(self) -> bool:
+        """Whether there is more than one device."""
+        return len(self.devices) * jax.process_count() > 1
+
+    def initial_state(self, key: jax.Array) -> training.TrainState:
+        """The state before the first update."""
+        x = jnp.asarray(self.source.batch["x"])
+        init = partial(training.init_state, scale_loss=self.run.precision == "float16")
+        return jax.jit(init, static_argnums=(0, 1, 2))(self.model, self.optimizer, self.source.encode, key, x)
+
+    def update(self, axis_name: str | None = None) -> Callable:
+        """The update, to be compiled; with `axis_name` its part on one device."""
+        return training.make_update(
+            self.model_on(axis_name), self.rule, self.step_loss, self.optimizer, self.source.encode,
+            axis_name=axis_name,
+        )  # fmt: skip
+
+    def evaluate(self) -> Callable:
+        """The evaluation of a batch, compiled when it is called; its batches are made by `put`."""
+        make = partial(training.make_evaluate, self.model, self.step_loss, self.source.encode)
+        if not self.sharded:
+            return jax.jit(make())
+        return training.parallel(make(axis_name=training.AXIS), self.devices, arguments=2)
+
+    def put(self, batch: Any) -> Any:
+        """A batch of this process on its devices."""
+        return training.split(batch, self.devices) if self.sharded else jax.device_put(batch, self.devices[0])
+
+    def model_on(self, axis_name: str | None) -> nn.Module:
+        """The network, with its batch statistics over `axis_name` where the settings say so."""
+        return make_model(self.run, data_sets.spec(self.run).classes, axis_name=axis_name)
+
+
+def build(run: Run) -> Experiment:
+    """Everything that a run is made of.
+
+    Raises:
+      ValueError: a setting that cannot be.
+      OSError: the data cannot be read.
+    """
+    if run.reduced:
+        run = reduced(run)
+    devices = training.local_devices(run.devices)
+    training.check_divides(run.batch_size, len(devices) * jax.process_count())
+    model = make_model(run, data_sets.spec(run).classes)
+    step_loss = losses.classification(mse_weight=run.mse_weight, mse_target=run.mse_target)
+    source = data_sets.open_source(run, run.data_dir, made=run.made)
+    if run.chunk == "auto":
+        run = dataclasses.replace(run, chunk=_chosen_chunk(run, source, model, step_loss, len(devices)))
+    schedule = training.cosine_per_epoch(
+        run.lr, epochs=run.epochs, steps_per_epoch=source.train.steps_per_epoch
+    )
+    optimizer = training.make_optimizer(
+        run.optimizer, schedule, weight_decay=run.weight_decay, momentum=run.momentum
+    )
+    return Experiment(run, source, model, make_rule(run), step_loss, optimizer, devices)
+
+
+def _chosen_chunk(run, source, model, step_loss, devices):
+    """For the part of a batch that is on one device."""
+    parts = devices * jax.process_count()
+    of_part = lambda a: jax.ShapeDtypeStruct((a.shape[0] // parts, *a.shape[1:]), a.dtype)
+    batch, key = jax.tree.map(of_part, source.batch), jax.random.key(run.seed)
+    inputs = jax.eval_shape(lambda x: source.encode(x, None), batch["x"])
+    params, state = jax.eval_shape(lambda xs: functional.init(model, key, first_step(xs)), inputs)
+    apply = functional.applier(model, train=True, key=key)
+    return auto_chunk(apply, step_loss, params, state, inputs, batch["y"], gigabytes=run.gigabytes)
+
+
+def prepare(run: Run) -> Experiment:
+    """Builds a run and makes its workdir ready, so that what cannot be is said before any long work.
+
+    Raises:
+      ValueError: a setting that cannot be, or another one than that of the run in the workdir.
+      OSError: the data cannot be read, the workdir cannot be written, or it holds no run to resume.
+    """
+    if run.reduced:
+        run = reduced(run)
+    path, wanted = run.workdir / "config.json", config_of(run)
+    found = json.loads(path.read_text()) if path.exists() else None
+    if run.init_from is not None and not run.init_from.is_dir():
+        raise FileNotFoundError(f"init_from: there is no {run.init_from}")
+    if run.resume and found is None:
+        raise FileNotFoundError(f"{run.workdir} holds no run to resume")
+    if found is not None and not run.overwrite:
+        differs = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
+        if differs:
+            lines = (f"  {k}: {found.get(k)} in the workdir, {wanted.get(k)} now" for k in differs)
+            raise ValueError(
+                f"{run.workdir} holds a run of other settings; choose another --workdir, or --overwrite it:\n"
+                + "\n".join(lines)
+            )
+    experiment = build(dataclasses.replace(run, reduced=False))
+    if not training.same_everywhere(f"{wanted} {len(experiment.devices)}"):
+        raise ValueError("the processes differ in settings or number of devices; run the same command on all")
+    if jax.process_index() == 0 and (found is None or run.overwrite):
+        run.workdir.mkdir(parents=True, exist_ok=True)
+        for folder in (training.CHECKPOINTS, training.DAMAGED, TENSORBOARD):
+            shutil.rmtree(run.workdir / folder, ignore_errors=True)
+        for name in (training.METRICS_FILE, SUMMARY, CURVES):
+            (run.workdir / name).unlink(missing_ok=True)
+        write_json(path, wanted)
+    training.wait_for_all("workdir ready")  # the others find it as the first one leaves it
+    return experiment
+
+
+def config_of(run: Run) -> dict:
+    """The settings of a run without where it is run, as JSON has them."""
+    names = {field.name for field in dataclasses.fields(Config)} | {"made", "init_from"}
+    settings = {k: v for k, v in dataclasses.asdict(run).items() if k in names}
+    return json.loads(json.dumps(settings, default=str))
+
+
+def write_json(path: Path, content: dict):
+    """Writes a file that is either the old or the new one, whatever happens in between."""
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(content, indent=2) + "\n")
+    unfinished.replace(path)
+
+
+def presets(prefix: str = "", kind: type[AnyRun] = Run) -> dict[str, tuple[str, AnyRun]]:
+    """The presets as tyro takes them: name, text and such a run, its workdir `runs/<prefix><name>`."""
+    return {
+        name: (
+            inspect.getdoc(preset) or name,
+            kind(**vars(preset()), workdir=Path("runs") / (prefix + name)),
+        )
+        for name, preset in PRESETS.items()
+    }
+
+
+def prepare_xla():
+    """Tunes XLA for CPUs, and has JAX keep what it compiles, so that a second start compiles nothing.
+
+    To be called before JAX computes anything. The programs are kept in the user's cache directory;
+    `JAX_COMPILATION_CACHE_DIR` names another.
+    """
+    tune_xla()
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(caches / "sltt_jax" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def training_batches(experiment: Experiment) -> data.Prefetch:
+    """The training batches of a run on its devices."""
+    return data.Prefetch(experiment.source.train, put=experiment.put)
+
+
+def held_out_batches(experiment: Experiment) -> dict[str, Callable]:
+    """The batches of "test" and "validation" on the devices of a run."""
+    return {
+        name: lambda batches=batches: map(experiment.put, batches())
+        for name, batches in experiment.source.held_out.items()
+    }

@@ -1,0 +1,72 @@
+"""The pictures of temporal_limits.py."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import plots.style  # noqa: F401 (sets the look of all pictures)
+
+MEASURES = {"accuracy": "test accuracy (%)", "cosine": "cosine with BPTT's gradient"}
+
+# The same in all pictures. SLTT is dashed, since it often lies on top of others.
+STYLES = {
+    "bptt": {"color": "C0", "fmt": "o-"},
+    "tbptt(8)": {"color": "C1", "fmt": "o-"},
+    "tbptt(4)": {"color": "C2", "fmt": "o-"},
+    "tbptt(2)": {"color": "C4", "fmt": "o-"},
+    "sltt": {"color": "C3", "fmt": "x--", "zorder": 3},
+}
+
+
+def _line(axes, rows, x, measure, rule):
+    scale = 100 if measure == "accuracy" else 1
+    values = np.asarray([row[measure] for row in rows]) * scale
+    xs = [row[x] for row in rows]
+    axes.errorbar(xs, values.mean(1), values.std(1), capsize=2, label=rule, **STYLES[rule])
+
+
+def _finish(figure, grid, path, title):
+    lines = dict(zip(*reversed(grid.flat[0].get_legend_handles_labels()), strict=True))
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines), fontsize=9)
+    figure.suptitle(title)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def plot_delays(rows: list[dict], path: Path, *, title: str):
+    """Accuracy and cosine against the delay, a column for every tau; bars are standard deviations."""
+    taus, names = (list(dict.fromkeys(row[key] for row in rows)) for key in ("tau", "rule"))
+    figure, grid = plt.subplots(
+        2, len(taus), figsize=(2.8 * len(taus), 5.4), sharex=True, sharey="row", squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for column, tau in zip(grid.T, taus, strict=True):
+        for name in names:
+            line = sorted((r for r in rows if (r["tau"], r["rule"]) == (tau, name)), key=lambda r: r["delay"])
+            for axes, measure in zip(column, MEASURES, strict=True):
+                _line(axes, line, "delay", measure, name)
+        one = next(row for row in rows if row["tau"] == tau)
+        column[0].axhline(100 * one["without_memory"], color="grey", ls=":", label="without memory")
+        column[0].set_title(f"tau = {tau:g} (1 % left after {one['horizon']:.0f} steps)", fontsize=9)
+        column[1].set(xlabel="delay (steps)", xscale="symlog")
+        column[1].xaxis.set_major_formatter("{x:g}")
+        column[1].set_xticks(sorted({row["delay"] for row in rows}))
+        column[1].minorticks_off()
+    for axes, label in zip(grid[:, 0], MEASURES.values(), strict=True):
+        axes.set_ylabel(label)
+    _finish(figure, grid, path, title)
+
+
+def plot_taus(rows: list[dict], path: Path, *, title: str):
+    """Accuracy and cosine against tau; bars are standard deviations."""
+    figure, grid = plt.subplots(1, 2, figsize=(8, 3.7), layout="constrained")
+    for name in dict.fromkeys(row["rule"] for row in rows):
+        line = sorted((r for r in rows if r["rule"] == name), key=lambda r: r["tau"])
+        for axes, measure in zip(grid, MEASURES, strict=True):
+            _line(axes, line, "tau", measure, name)
+    for axes, label in zip(grid, MEASURES.values(), strict=True):
+        axes.set(xlabel="membrane time constant tau (steps)", ylabel=label, xscale="log")
+        axes.set_xticks(sorted({row["tau"] for row in rows}))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
+    _finish(figure, grid, path, title)

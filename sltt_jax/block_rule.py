@@ -1,0 +1,211 @@
+"""What a training rule is, and the loop of those that go through time block by block.
+
+In the equations of `sltt_jax.rules` and below, `l[t]` is the loss of step t, `s[t]` the state after it, and
+`stop` is `lax.stop_gradient`.
+"""
+
+import abc
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sltt_jax.blocks import Apply, PyTree, first_step, scan_blocks, time_steps
+from sltt_jax.spelling import spell
+
+StepLoss = Callable[[Any, Any], jax.Array]
+ValueAndGrad = Callable[..., tuple[tuple[jax.Array, "Aux"], PyTree]]
+
+
+class Aux(NamedTuple):
+    """What every rule returns beside the loss and the gradient.
+
+    Attributes:
+      losses: the instantaneous loss of every step, `[T]`; `loss` is its mean, also under SLTT-K.
+      outputs: the sum of the outputs over time, `[B, ...]`; evaluation takes its argmax.
+      state: the state after the last step.
+    """
+
+    losses: jax.Array
+    outputs: PyTree
+    state: PyTree
+
+
+class Rule(abc.ABC):
+    """A way to the gradient of a loss over time; frozen dataclasses, which may be static arguments of `jit`.
+
+    `str` spells a rule without its defaults, "sltt", "sltt(6)", "sltt_k(2)", "bptt(remat=True)", and
+    `parse_rule` reads that again.
+    """
+
+    @abc.abstractmethod
+    def value_and_grad(self, apply: Apply, step_loss: StepLoss) -> ValueAndGrad:
+        """Builds the function that takes the place of `jax.value_and_grad(loss, has_aux=True)`.
+
+        Args:
+          apply: the network, a pure function `apply(params, state, xs, *, temporal_gradient) -> (outputs,
+            state)` of C >= 1 consecutive steps: `xs` and `outputs` are pytrees of arrays `[C, B, ...]`, and
+            `state` is a pytree of all that flows from step to step. Called with `temporal_gradient=False` it
+            must cut the gradient that enters through the state (`lax.stop_gradient` on the membranes of the
+            step before), also between the steps of one block.
+          step_loss: `step_loss(outputs, target) -> scalar` of one step; its outputs are `[B, ...]`.
+
+        Returns:
+          `f(params, state, inputs, target, key=None) -> ((loss, Aux), grads)`, a pure function, to be
+          compiled: `inputs` is a pytree of arrays `[T, B, ...]` or `Repeat(x, T)`, `target` the same for all
+          steps, `key` draws the steps of `sltt_k` and is not used by the other rules; `loss` is the mean over
+          the steps, and `grads` has the structure of `params`.
+
+        Raises:
+          ValueError: (when `f` is called) the inputs have no time axis or disagree about its length, `chunk`,
+            `window` or `k` is more than T, a key is missing, or `step_loss` does not return a scalar.
+        """
+
+    def backward_share(self, T: int) -> float:
+        """Share of T time steps that have a backward pass, 0..1: k/T under `sltt_k`, otherwise 1."""
+        del T
+        return 1.0
+
+    def __str__(self) -> str:
+        return spell(self)
+
+
+def _add_steps(total, outputs):
+    """Adds the steps of a block one after the other, so that every block size rounds alike."""
+    return jax.lax.scan(lambda a, o: (jax.tree.map(jnp.add, a, o), None), total, outputs, unroll=16)[0]
+
+
+def zero_outputs(apply, params, state, inputs):
+    """Zeros like the outputs of one step."""
+    one = first_step(inputs)
+    block = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *jnp.shape(x)), x.dtype), one)
+    outputs, _ = jax.eval_shape(lambda *a: apply(*a, temporal_gradient=False), params, state, block)
+    return jax.tree.map(lambda o: jnp.zeros(o.shape[1:], o.dtype), outputs)
+
+
+def forward_of(apply, step_loss, temporal_gradient):
+    """One block forward: `(params, target, state, total, xs) -> (state, total), losses [C]`."""
+
+    def forward(params, target, state, total, xs):
+        outputs, state = apply(params, state, xs, temporal_gradient=temporal_gradient)
+        losses = jax.vmap(step_loss, (0, None))(outputs, target)
+        if losses.ndim != 1:
+            raise ValueError(f"step_loss must return a scalar for one step, got shape {losses.shape[1:]}")
+        return (state, _add_steps(total, outputs)), losses
+
+    return forward
+
+
+class Carry(NamedTuple):
+    """What goes from block to block.
+
+    Attributes:
+      state: of the network.
+      outputs: the sum of the outputs so far, `[B, ...]`.
+      grads: the sum of the gradients so far, like the parameters.
+    """
+
+    state: PyTree
+    outputs: PyTree
+    grads: PyTree
+
+
+class Plan(NamedTuple):
+    """What a rule does over T steps.
+
+    Attributes:
+      backward: the steps with a backward pass, `[T]` bool; None: all of them.
+      scale: what the sum of their gradients is multiplied by.
+    """
+
+    backward: jax.Array | None
+    scale: float
+
+
+class BlockRule(Rule):
+    """A rule whose gradient does not reach across the borders of blocks, so that its memory is flat in T.
+
+        grads = scale * sum over blocks of d/dtheta sum of l[t] over the block, its first state a constant
+
+    A rule of your own is a frozen dataclass under it, with `block_steps`, `plan` and `block`;
+    `value_and_grad` and `stream` then work for it.
+    """
+
+    @property
+    @abc.abstractmethod
+    def block_steps(self) -> int:
+        """Time steps of a block; the last one is shorter where it does not divide T."""
+
+    @abc.abstractmethod
+    def plan(self, T: int, key: jax.Array | None = None) -> Plan:
+        """Checks the rule against T steps and says what it does over them.
+
+        Raises:
+          ValueError: the rule needs more steps than T, or a key.
+        """
+
+    @abc.abstractmethod
+    def block(self, apply: Apply, step_loss: StepLoss) -> Callable:
+        """Builds `block(params, target, carry, xs, backward=None) -> (carry, losses [C])`.
+
+        `backward` holds the entries of `Plan.backward` for the C steps of the block, `[C]`.
+        """
+
+    def start(self, apply: Apply, params: PyTree, state: PyTree, inputs: PyTree) -> Carry:
+        """The carry before the first block; of `inputs`, which may be a single block, only shapes matter."""
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return Carry(state, zero_outputs(apply, params, state, inputs), zeros)
+
+    def finish(self, carry: Carry, losses: Any, scale: float) -> tuple[tuple[jax.Array, Aux], PyTree]:
+        """What `value_and_grad` returns, after the last block; `losses` are those of all steps, `[T]`."""
+        grads = jax.tree.map(lambda g: g * jnp.asarray(scale, g.dtype), carry.grads)
+        return (losses.mean(), Aux(losses, carry.outputs, carry.state)), grads
+
+    def value_and_grad(self, apply, step_loss):
+        block = self.block(apply, step_loss)
+
+        def f(params, state, inputs, target, key=None):
+            plan = self.plan(time_steps(inputs), key)
+            carry, losses = scan_blocks(
+                lambda carry, xs: block(params, target, carry, *xs),
+                self.start(apply, params, state, inputs),
+                inputs,
+                self.block_steps,
+                *(() if plan.backward is None else (plan.backward,)),
+            )
+            return self.finish(carry, losses, plan.scale)
+
+        return f
+
+
+def block_gradient(apply: Apply, step_loss: StepLoss, *, temporal_gradient: bool) -> Callable:
+    """Builds a block of `BlockRule.block` that goes forward and backward and adds its gradient to the sum.
+
+    The state that enters is a constant, so whatever this backward pass keeps is dead at the end of the block.
+    """
+    forward = forward_of(apply, step_loss, temporal_gradient)
+
+    def block(params, target, carry, xs, backward=None):
+        del backward
+
+        def loss(params):
+            end, losses = forward(params, target, carry.state, carry.outputs, xs)
+            return losses.sum(), (end, losses)
+
+        grads, ((state, outputs), losses) = jax.grad(loss, has_aux=True)(params)
+        return Carry(state, outputs, jax.tree.map(jnp.add, carry.grads, grads)), losses
+
+    return block
+
+
+def block_forward(apply: Apply, step_loss: StepLoss) -> Callable:
+    """Builds a block of `BlockRule.block` that goes forward only and leaves the sum of gradients alone."""
+    forward = forward_of(apply, step_loss, temporal_gradient=False)
+
+    def block(params, target, carry, xs, backward=None):
+        del backward
+        (state, outputs), losses = forward(params, target, carry.state, carry.outputs, xs)
+        return Carry(state, outputs, carry.grads), losses
+
+    return block

@@ -1,0 +1,40 @@
+"""Loops and elementwise operations, as XLA's CPU compiler runs them fast."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+# Loops as short as this are unrolled on a CPU. Of longer ones XLA would make one pass for several steps that
+# computes the earlier steps again for each, which takes more time than their loop.
+_SHORT = 5
+
+# Steps of an iteration elsewhere: launches of kernels are what a loop costs there.
+_UNROLL = 8
+
+
+def scan(step: Callable, carry: Any, xs: jax.Array) -> tuple[Any, Any]:
+    """Runs `lax.scan(step, carry, xs)`, unrolled as it suits the platform.
+
+    Args:
+      step: `(carry, x) -> (carry, y)`.
+      carry: before the first step.
+      xs: `[C, ...]`.
+
+    Returns:
+      The carry after the last step, and all `y`, `[C, ...]`.
+    """
+    loop = lambda unroll: lambda carry, xs: lax.scan(step, carry, xs, unroll=unroll)
+    C = len(xs)
+    return lax.platform_dependent(carry, xs, cpu=loop(C if C <= _SHORT else 1), default=loop(min(C, _UNROLL)))
+
+
+def computed_once(spikes: jax.Array) -> jax.Array:
+    """Spikes (0 or 1, any shape) as they are, which a CPU computes once however often they are read.
+
+    XLA's CPU compiler repeats a comparison, with all elementwise operations before it, in everything that
+    reads its result. A root it takes for expensive and computes once; that of 0 or 1 is itself.
+    """
+    return lax.platform_dependent(spikes, cpu=jnp.sqrt, default=lambda s: s)

@@ -1,0 +1,70 @@
+"""What the network sees of a batch, made on the device: normalised, augmented, with a time axis in front."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from sltt_jax.blocks import Repeat
+from sltt_jax.data import augment
+
+Augmentation = Callable[[jax.Array, jax.Array], jax.Array]
+
+# `encode(x [B, ...], key) -> inputs`, as the rules take them; a key of None leaves out what is random.
+Encoder = Callable[[jax.Array, jax.Array | None], jax.Array | Repeat]
+
+
+def direct(
+    T: int,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    augmentation: Augmentation | None = None,
+) -> Encoder:
+    """The paper's direct encoding: the same analogue image `[B, ...]` at each of T steps.
+
+    Args:
+      T: time steps, >= 1.
+      mean, std: of pixels in 0..1, one a channel; both or none. With them the images are pixels in 0..255.
+      augmentation: `(key, x) -> x`, before normalisation.
+
+    Raises:
+      ValueError: T is below 1, or one of `mean` and `std` is missing.
+    """
+    if T < 1:
+        raise ValueError(f"T must be >= 1, got {T}")
+    if (mean is None) != (std is None):
+        raise ValueError(f"mean and std go together, got {mean} and {std}")
+
+    def encode(x, key):
+        if augmentation is not None and key is not None:
+            x = augmentation(key, x)
+        return Repeat(x if mean is None or std is None else augment.normalise(x, mean, std), T)
+
+    return encode
+
+
+def event_frames(*, augmentation: Augmentation | None = None, scale: float | None = None) -> Encoder:
+    """Event counts `[B, T, H, W, C]`: frame t at step t; the network makes them float32 at that step.
+
+    Args:
+      augmentation: `(key, x) -> x`.
+      scale: multiplies them, and makes all of them float32 at once; None leaves them as they are.
+    """
+
+    def encode(x, key):
+        if augmentation is not None and key is not None:
+            x = augmentation(key, x)
+        x = jnp.moveaxis(x, 1, 0)
+        return x if scale is None else scale * x.astype(jnp.float32)
+
+    return encode
+
+
+def flat(encode: Encoder) -> Encoder:
+    """`encode` with height, width and channels of its inputs made one axis, for fully connected networks."""
+
+    def flattened(x, key):
+        return jax.tree.map(lambda a: a.reshape(*a.shape[:-3], -1), encode(x, key))
+
+    return flattened

@@ -1,0 +1,156 @@
+"""Image sets through tensorflow-datasets, without TensorFlow: prepared on first use, then read."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sltt_jax.data.arrays import ArrayData
+from sltt_jax.data.cache import cached, remove_rests
+
+try:
+    import tensorflow_datasets as tfds
+    from google.protobuf import json_format
+
+    from sltt_jax.data.images import tfds_builders
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"image sets come through tensorflow-datasets: pip install 'sltt-jax[experiments]' ({error})"
+    ) from error
+
+
+_ANEW = "Delete the folder to have it prepared anew."
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """Random access to the records of one split; it can be pickled, for worker processes.
+
+    Attributes:
+      source: of TFDS: dicts with `image` and `label`, and what else the set has.
+      where: the split, for errors.
+
+    Raises:
+      ValueError: a record that is asked for is damaged or lies in a missing file.
+    """
+
+    source: Sequence[dict[str, Any]]
+    where: str
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        try:
+            return self.source[index]
+        except RuntimeError as error:  # of the ArrayRecord reader
+            raise ValueError(f"{self.where}, record {index}: {error}. {_ANEW}") from error
+
+
+def image_records(name: str, split: str, data_dir: str | Path | None = None) -> Records:
+    """The records of one split with their images still encoded, for `sltt_jax.data.imagenet`.
+
+    Args and errors are those of `load_images`, and `split` is one that the set has.
+    """
+    return _records(_prepared(name, data_dir), split, {"image": tfds.decode.SkipDecoding()})
+
+
+def load_images(name: str, data_dir: str | Path | None = None) -> ArrayData:
+    """An image set in memory, uint8 `[N, H, W, C]` and int32 `[N]`, tested on "test" or else "validation".
+
+    The first use prepares mnist, fashion_mnist, cifar10 and cifar100 from their official files (where they
+    may lie, `tfds_builders` tells) or a download, and decodes them into `<data_dir>/decoded`, from where
+    later uses read them. Any other set of TFDS whose images have one size is read where it is prepared, as
+    ArrayRecord. Several processes may do so at once: the first to be ready gives the set, and the work of the
+    others is dropped.
+
+    Args:
+      name: of TFDS, like "cifar10" or "svhn_cropped:3.1.0".
+      data_dir: of TFDS; by default its own, `~/tensorflow_datasets` or `TFDS_DATA_DIR`.
+
+    Raises:
+      ValueError: these are not images of one size with class labels; an official file is bad; a prepared set
+        is incomplete, damaged or in another format.
+      FileNotFoundError: the set is not prepared, and not one that this library prepares.
+      ConnectionError: a download failed. TFDS tries it eleven times, over three and a half minutes.
+      OSError: the disk is full.
+    """
+    builder = _builder(name, data_dir)
+    features = dict(builder.info.features)
+    shape = getattr(features.get("image"), "shape", None)
+    classes = getattr(features.get("label"), "num_classes", None)
+    if shape is None or None in shape or classes is None:
+        raise ValueError(
+            f"{name}: only images of one size, with class labels, fit into an array; it has "
+            f"{builder.info.features}. `sltt_jax.data.imagenet` streams images of different sizes."
+        )
+    builder = _prepared(name, data_dir)
+    folder, test = Path(builder.data_path), "test" if "test" in builder.info.splits else "validation"
+
+    def decode() -> dict[str, np.ndarray]:
+        arrays = {}
+        for part, split in (("train", "train"), ("test", test)):
+            records = _records(builder, split)
+            arrays[f"{part}_x"] = images = np.empty((len(records), *shape), features["image"].np_dtype)
+            arrays[f"{part}_y"] = labels = np.empty(len(records), np.int32)
+            for i in range(len(records)):
+                record = records[i]
+                images[i], labels[i] = record["image"], record["label"]
+        return arrays
+
+    key = builder.info.full_name.replace("/", "-")
+    files = sorted(folder.glob("*"))
+    cache = Path(builder.data_dir_root) / "decoded"
+    return ArrayData(**cached(cache, key, {"test": test}, folder, files, decode), classes=classes)
+
+
+def _builder(name, data_dir) -> Any:
+    try:
+        return tfds.builder(name, data_dir=data_dir)
+    except json_format.ParseError as error:
+        raise ValueError(f"{data_dir}, {name}: damaged dataset_info.json. {_ANEW} ({error})") from error
+
+
+def _prepared(name, data_dir) -> Any:
+    """The builder of a set that is on disk, whole and readable; it is prepared if it is not there."""
+    builder = _builder(name, data_dir)
+    folder = Path(builder.data_path)
+    if not folder.exists():
+        _prepare(builder, folder)
+        return _builder(name, data_dir)  # of what is on disk; the one that prepares cannot be pickled
+    builder = _builder(name, data_dir)  # another process may have put it there since
+    if not (folder / "dataset_info.json").exists():
+        raise ValueError(f"{folder}: half prepared, it has no dataset_info.json. {_ANEW}")
+    if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
+        raise ValueError(
+            f"{folder}: prepared as {builder.info.file_format.value}, which needs TensorFlow. Convert it "
+            f"where that is installed: tfds convert_format --dataset_version_dir={folder} "
+            f"--out_file_format=array_record --out_dir=NEW_DATA_DIR/{builder.info.full_name}"
+        )
+    files = [path for split in builder.info.splits.values() for path in split.filepaths]
+    if missing := [path.name for path in files if not path.exists()]:
+        raise ValueError(f"{folder}: half prepared, it has no {', '.join(missing[:3])}. {_ANEW}")
+    return builder
+
+
+def _prepare(builder, folder):
+    own = tfds_builders.BUILDERS.get(builder.name)
+    if own is None or own.VERSION != builder.version:
+        raise FileNotFoundError(
+            f"{builder.info.full_name} is not in {builder.data_dir_root}. Prepare it where TensorFlow is "
+            f"installed: tfds build {builder.name} --file_format=array_record"
+        )
+    remove_rests(folder.parent.glob(f"incomplete.*_{folder.name}"))
+    try:
+        own(data_dir=builder.data_dir_root, file_format="array_record").download_and_prepare()
+    except OSError:
+        # TFDS writes into a folder of its own and renames that at the end, which fails when another process
+        # was first. What this one wrote is deleted by then.
+        if not folder.exists():
+            raise
+
+
+def _records(builder, split, decoders=None) -> Records:
+    return Records(builder.as_data_source(split, decoders=decoders), f"{builder.data_path}, {split}")
