@@ -1,4 +1,4 @@
-"""What a training rule is, and the loop of those that go through time block by block.
+"""Contract of a training rule, and the loop of those that go through time block by block.
 
 In the equations of `sltt_jax.rules` and below, `l[t]` is the loss of step t, `s[t]` the state after it, and
 `stop` is `lax.stop_gradient`.
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sltt_jax.blocks import Apply, PyTree, first_step, scan_blocks, time_steps
+from sltt_jax.blocks import Apply, PyTree, at_least_float32, first_step, scan_blocks, time_steps
 from sltt_jax.spelling import spell
 
 StepLoss = Callable[[Any, Any], jax.Array]
@@ -19,11 +19,11 @@ ValueAndGrad = Callable[..., tuple[tuple[jax.Array, "Aux"], PyTree]]
 
 
 class Aux(NamedTuple):
-    """What every rule returns beside the loss and the gradient.
+    """Results of a rule beside the loss and the gradient.
 
     Attributes:
       losses: the instantaneous loss of every step, `[T]`; `loss` is its mean, also under SLTT-K.
-      outputs: the sum of the outputs over time, `[B, ...]`; evaluation takes its argmax.
+      outputs: the sum of the outputs over time, `[B, ...]`, at least float32; evaluation takes its argmax.
       state: the state after the last step.
     """
 
@@ -33,7 +33,7 @@ class Aux(NamedTuple):
 
 
 class Rule(abc.ABC):
-    """A way to the gradient of a loss over time; frozen dataclasses, which may be static arguments of `jit`.
+    """Base of all rules: frozen dataclasses, which may be static arguments of `jit`.
 
     `str` spells a rule without its defaults, "sltt", "sltt(6)", "sltt_k(2)", "bptt(remat=True)", and
     `parse_rule` reads that again.
@@ -55,7 +55,12 @@ class Rule(abc.ABC):
           `f(params, state, inputs, target, key=None) -> ((loss, Aux), grads)`, a pure function, to be
           compiled: `inputs` is a pytree of arrays `[T, B, ...]` or `Repeat(x, T)`, `target` the same for all
           steps, `key` draws the steps of `sltt_k` and is not used by the other rules; `loss` is the mean over
-          the steps, and `grads` has the structure of `params`.
+          the steps, and `grads` has the structure of `params`. All sums are at least float32, and so is what
+          is returned of them.
+
+          To be differentiated once more, to the inputs say, it takes `sltt` or `sltt_k`. Under `bptt` and
+          `tbptt` spikes are constants then, because a `lax.scan` that JAX differentiates has lost their
+          surrogate derivative: differentiate the loss of `run` in their place.
 
         Raises:
           ValueError: (when `f` is called) the inputs have no time axis or disagree about its length, `chunk`,
@@ -77,19 +82,19 @@ def _add_steps(total, outputs):
 
 
 def zero_outputs(apply, params, state, inputs):
-    """Zeros like the outputs of one step."""
+    """Makes zeros like the outputs of one step, at least float32."""
     one = first_step(inputs)
     block = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *jnp.shape(x)), x.dtype), one)
     outputs, _ = jax.eval_shape(lambda *a: apply(*a, temporal_gradient=False), params, state, block)
-    return jax.tree.map(lambda o: jnp.zeros(o.shape[1:], o.dtype), outputs)
+    return jax.tree.map(lambda o: at_least_float32(jnp.zeros(o.shape[1:], o.dtype)), outputs)
 
 
 def forward_of(apply, step_loss, temporal_gradient):
-    """One block forward: `(params, target, state, total, xs) -> (state, total), losses [C]`."""
+    """Builds the forward pass of a block: `(params, target, state, total, xs) -> (state, total), losses`."""
 
     def forward(params, target, state, total, xs):
         outputs, state = apply(params, state, xs, temporal_gradient=temporal_gradient)
-        losses = jax.vmap(step_loss, (0, None))(outputs, target)
+        losses = at_least_float32(jax.vmap(step_loss, (0, None))(outputs, target))
         if losses.ndim != 1:
             raise ValueError(f"step_loss must return a scalar for one step, got shape {losses.shape[1:]}")
         return (state, _add_steps(total, outputs)), losses
@@ -98,7 +103,7 @@ def forward_of(apply, step_loss, temporal_gradient):
 
 
 class Carry(NamedTuple):
-    """What goes from block to block.
+    """Values that go from block to block.
 
     Attributes:
       state: of the network.
@@ -112,11 +117,11 @@ class Carry(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a rule does over T steps.
+    """Steps of a rule over T time steps, and the scale of its gradient.
 
     Attributes:
       backward: the steps with a backward pass, `[T]` bool; None: all of them.
-      scale: what the sum of their gradients is multiplied by.
+      scale: factor of the sum of their gradients.
     """
 
     backward: jax.Array | None
@@ -124,12 +129,12 @@ class Plan(NamedTuple):
 
 
 class BlockRule(Rule):
-    """A rule whose gradient does not reach across the borders of blocks, so that its memory is flat in T.
+    """Base of the rules whose gradient stays within a block of steps, so that their memory is flat in T.
 
         grads = scale * sum over blocks of d/dtheta sum of l[t] over the block, its first state a constant
 
-    A rule of your own is a frozen dataclass under it, with `block_steps`, `plan` and `block`;
-    `value_and_grad` and `stream` then work for it.
+    A rule of your own is a frozen dataclass under it, with `block_steps`, `plan` and `block`, which most
+    often is `block_gradient` or `block_forward` of this file; `value_and_grad` and `stream` then work for it.
     """
 
     @property
@@ -139,7 +144,7 @@ class BlockRule(Rule):
 
     @abc.abstractmethod
     def plan(self, T: int, key: jax.Array | None = None) -> Plan:
-        """Checks the rule against T steps and says what it does over them.
+        """Checks the rule against T steps and plans them.
 
         Raises:
           ValueError: the rule needs more steps than T, or a key.
@@ -153,12 +158,12 @@ class BlockRule(Rule):
         """
 
     def start(self, apply: Apply, params: PyTree, state: PyTree, inputs: PyTree) -> Carry:
-        """The carry before the first block; of `inputs`, which may be a single block, only shapes matter."""
-        zeros = jax.tree.map(jnp.zeros_like, params)
+        """Makes the carry before the first block; of `inputs`, maybe one block alone, only shapes matter."""
+        zeros = jax.tree.map(lambda p: at_least_float32(jnp.zeros_like(p)), params)
         return Carry(state, zero_outputs(apply, params, state, inputs), zeros)
 
     def finish(self, carry: Carry, losses: Any, scale: float) -> tuple[tuple[jax.Array, Aux], PyTree]:
-        """What `value_and_grad` returns, after the last block; `losses` are those of all steps, `[T]`."""
+        """Returns what `value_and_grad` does, after the last block; `losses` of all steps are `[T]`."""
         grads = jax.tree.map(lambda g: g * jnp.asarray(scale, g.dtype), carry.grads)
         return (losses.mean(), Aux(losses, carry.outputs, carry.state)), grads
 
@@ -168,7 +173,7 @@ class BlockRule(Rule):
         def f(params, state, inputs, target, key=None):
             plan = self.plan(time_steps(inputs), key)
             carry, losses = scan_blocks(
-                lambda carry, xs: block(params, target, carry, *xs),
+                lambda carry, block_and_plan: block(params, target, carry, *block_and_plan),
                 self.start(apply, params, state, inputs),
                 inputs,
                 self.block_steps,

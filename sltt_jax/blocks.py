@@ -1,4 +1,4 @@
-"""Networks over blocks of time steps: what they are to the rules, their inputs, and the loop over the blocks.
+"""Networks over blocks of time steps: their contract with the rules, their inputs, and the loop over blocks.
 
 Everything here and in `rules.py` is written for a network as a pure function of C >= 1 consecutive steps,
 
@@ -18,7 +18,7 @@ PyTree = Any
 
 
 class Apply(Protocol):
-    """A network as a pure function of a block of time steps; see the module's docstring."""
+    """Network as a pure function of a block of time steps; see the module's docstring."""
 
     def __call__(
         self, params: PyTree, state: PyTree, xs: PyTree, /, *, temporal_gradient: bool
@@ -28,14 +28,19 @@ class Apply(Protocol):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Repeat:
-    """An input that is the same at each of T steps, kept once: `x` is a pytree of arrays `[B, ...]`."""
+    """Input that is the same at each of T steps, kept once: `x` is a pytree of arrays `[B, ...]`."""
 
     x: PyTree
     T: int = dataclasses.field(metadata={"static": True})
 
 
+def at_least_float32(x: jax.Array) -> jax.Array:
+    """Casts half precision, integers and booleans to float32: for sums, which those would round or wrap."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def time_steps(inputs: PyTree) -> int:
-    """T of `inputs`.
+    """Counts the time steps T of `inputs`.
 
     Raises:
       ValueError: there is no time axis, it is empty, or the arrays disagree about its length.
@@ -56,7 +61,7 @@ def time_steps(inputs: PyTree) -> int:
 
 
 def first_step(inputs: PyTree) -> PyTree:
-    """The input of one step, a pytree of arrays `[B, ...]`, out of all of them."""
+    """Takes the input of one step, a pytree of arrays `[B, ...]`, out of all of them."""
     return inputs.x if isinstance(inputs, Repeat) else jax.tree.map(lambda x: x[0], inputs)
 
 
@@ -78,16 +83,16 @@ def scan_blocks(step: Callable, carry: PyTree, inputs: PyTree, size: int, *per_s
     """
     T = time_steps(inputs)
     static = isinstance(inputs, Repeat)
-    xs = ((), *per_step) if static else (inputs, *per_step)
+    sliced = ((), *per_step) if static else (inputs, *per_step)
 
-    def run(carry, xs, length):
+    def run(carry, block, length):
         if static:
             repeat = lambda x: jnp.broadcast_to(x, (length, *x.shape))
-            xs = (jax.tree.map(repeat, inputs.x), *xs[1:])
-        return step(carry, xs)
+            block = (jax.tree.map(repeat, inputs.x), *block[1:])
+        return step(carry, block)
 
     def part(start, length):
-        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, length), xs)
+        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, length), sliced)
 
     blocks, rest = divmod(T, size)
     outs = []
@@ -98,7 +103,7 @@ def scan_blocks(step: Callable, carry: PyTree, inputs: PyTree, size: int, *per_s
     else:
         if size == 1:
             step_of = lambda c, x: run(c, jax.tree.map(lambda x: x[None], x), 1)
-            carry, ys = jax.lax.scan(step_of, carry, xs, length=T)
+            carry, ys = jax.lax.scan(step_of, carry, sliced, length=T)
         else:
             block_of = lambda c, i: run(c, part(i * size, size), size)
             carry, ys = jax.lax.scan(block_of, carry, jnp.arange(blocks))
@@ -118,7 +123,7 @@ def run(
     chunk: int = 1,
     temporal_gradient: bool = True,
 ) -> tuple[PyTree, PyTree]:
-    """The forward pass alone.
+    """Runs the forward pass alone.
 
     Args:
       apply, params, state, inputs: as for a rule.
@@ -131,8 +136,8 @@ def run(
     check_at_least_one("chunk", chunk)
     check_at_most_T("chunk", chunk, time_steps(inputs))
 
-    def step(state, xs):
-        outputs, state = apply(params, state, xs[0], temporal_gradient=temporal_gradient)
+    def step(state, block):
+        outputs, state = apply(params, state, block[0], temporal_gradient=temporal_gradient)
         return state, outputs
 
     state, outputs = scan_blocks(step, state, inputs, chunk)

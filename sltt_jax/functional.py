@@ -1,8 +1,10 @@
-"""A Linen network as the pure function that a rule takes.
+"""Linen networks as the pure functions that rules take.
 
 The network's `__call__(xs, *, train, temporal_gradient)` works on blocks `[T, B, ...]`; its membranes and
 batch statistics are collections of variables, and together they are the `state` of the rules.
 """
+
+import functools
 
 import flax.linen as nn
 import jax
@@ -12,8 +14,28 @@ from sltt_jax.blocks import Apply, PyTree
 from sltt_jax.layers import MEMBRANE
 
 
+def _compiled_once(f):
+    """Compiles `f(model, *arrays)`, once for every network and shape; whoever calls it again traces nothing.
+
+    A network that holds arrays, such as one `tau` for every channel, is no key of a program; `f` then runs as
+    it is.
+    """
+    compiled = jax.jit(f, static_argnums=0)
+
+    @functools.wraps(f)
+    def call(model, *arrays):
+        try:
+            hash(model)
+        except TypeError:
+            return f(model, *arrays)
+        return compiled(model, *arrays)
+
+    return call
+
+
+@_compiled_once
 def init(model: nn.Module, key: jax.Array, x: jax.Array) -> tuple[PyTree, PyTree]:
-    """Parameters and state of a network.
+    """Draws the parameters of a network; it is compiled, and so takes one program instead of dozens.
 
     Args:
       model: the network.
@@ -30,18 +52,23 @@ def init(model: nn.Module, key: jax.Array, x: jax.Array) -> tuple[PyTree, PyTree
 
 
 def at_rest(model: nn.Module, state: PyTree, x: jax.Array) -> PyTree:
-    """`state` with all membranes at rest, of the batch size of `x`, the input of one step `[B, ...]`.
+    """Puts all membranes of `state` at rest, for the batch size of `x`, the input of one step `[B, ...]`.
 
-    Under `jit` nothing of the network is computed for it.
+    Nothing of the network is computed for it; after `init` for the same shape it is not traced either.
     """
-    _, fresh = init(model, jax.random.key(0), x)
-    return {**state, **{name: value for name, value in fresh.items() if name == MEMBRANE}}
+    return {**state, **_membranes(model, x)}
+
+
+@_compiled_once
+def _membranes(model, x):
+    _, state = init(model, jax.random.key(0), x)
+    return {name: value for name, value in state.items() if name == MEMBRANE}
 
 
 def applier(
     model: nn.Module, *, train: bool = True, key: jax.Array | None = None, record: tuple[str, ...] = ()
 ) -> Apply:
-    """`apply(params, state, xs, *, temporal_gradient) -> (outputs, state)` of a network.
+    """Builds `apply(params, state, xs, *, temporal_gradient) -> (outputs, state)` of a network.
 
     Integer inputs (event counts) become float32 here, a block at a time, and so never all at once.
 

@@ -1,6 +1,6 @@
 """Linen layers on blocks of time steps, `[T, B, ...]` with channels last.
 
-Pooling and everything else that takes extra leading axes is Linen's own. What is here is what time makes
+Pooling and everything else that takes extra leading axes is Linen's own. Here is only what time makes
 special: neurons that carry a membrane, statistics of every step by itself, one dropout mask for all steps;
 and Linen's `Dense` and `Conv` with gradients that are fast on the CPU.
 
@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
+from sltt_jax.blocks import at_least_float32
 from sltt_jax.cpu import conv_general_dilated, dot_general
 from sltt_jax.neurons import Neuron, lif
 
@@ -23,26 +24,33 @@ MEMBRANE = "membrane"
 BATCH_STATS = "batch_stats"
 FIRING_RATE = "firing_rate"
 
-Conv = partial(nn.Conv, conv_general_dilated=conv_general_dilated)
-Dense = partial(nn.Dense, dot_general=dot_general)
+
+def _promote_but_bias(*arrays: Any, dtype: Any = None, inexact: bool = True) -> Any:
+    """Casts what is multiplied; the bias is at least float32, and so is the sum that is its gradient."""
+    inputs, kernel, bias = arrays
+    inputs, kernel = promote_dtype(inputs, kernel, dtype=dtype, inexact=inexact)
+    return inputs, kernel, None if bias is None else at_least_float32(bias)
+
+
+# Linen's, computed in `dtype`; with a bias the result is at least float32.
+Conv = partial(nn.Conv, conv_general_dilated=conv_general_dilated, promote_dtype=_promote_but_bias)
+Dense = partial(nn.Dense, dot_general=dot_general, promote_dtype=_promote_but_bias)
 
 # Every block of an update is given the same key, so a mask without a time axis is the same at all T steps.
 Dropout = partial(nn.Dropout, broadcast_dims=(0,))
 
 
 def avg_pool(xs: jax.Array, size: int) -> jax.Array:
-    """Average over `size x size` windows side by side, `[T, B, H, W, C]` to `[T, B, H//size, W//size, C]`."""
-    return nn.avg_pool(xs, (size, size), (size, size))
+    """Averages `size x size` windows side by side, `[T, B, H, W, C]` to `[T, B, H//size, W//size, C]`.
+
+    The result is at least float32.
+    """
+    return nn.avg_pool(at_least_float32(xs), (size, size), (size, size))
 
 
 def max_pool(xs: jax.Array, size: int) -> jax.Array:
-    """Maximum over `size x size` windows side by side, `[T, B, H, W, C]` to `[T, B, H//size, W//size, C]`."""
+    """Takes the maximum of windows as `avg_pool` does, `[T, B, H, W, C]` to `[T, B, H//size, W//size, C]`."""
     return nn.max_pool(xs, (size, size), (size, size))
-
-
-def at_least_float32(xs: jax.Array) -> jax.Array:
-    """`xs` in float32 if it is of half precision: for all that is not a convolution or matrix product."""
-    return xs.astype(jnp.promote_types(xs.dtype, jnp.float32))
 
 
 def check_input(xs: jax.Array, axes: str):
@@ -68,16 +76,16 @@ class LIF(nn.Module):
 
     @nn.compact
     def __call__(self, xs: jax.Array, *, temporal_gradient: bool) -> jax.Array:
-        """Spikes (0 or 1) of the currents `xs`, both `[T, B, ...]`."""
-        currents = at_least_float32(xs)
-        rest = jnp.asarray(self.neuron.v_rest, currents.dtype)
+        """Returns the spikes (0 or 1) of the currents `xs`, both `[T, B, ...]`."""
+        dtype, xs = xs.dtype, at_least_float32(xs)
+        rest = jnp.asarray(self.neuron.v_rest, xs.dtype)
         membrane = self.variable(MEMBRANE, "v", lambda: jnp.broadcast_to(rest, xs.shape[1:]))
-        v, spikes = lif(membrane.value, currents, self.neuron, temporal_gradient=temporal_gradient)
+        v, spikes = lif(membrane.value, xs, self.neuron, temporal_gradient=temporal_gradient)
         if not self.is_initializing():
             membrane.value = v
             rate = spikes.mean(range(2, spikes.ndim))
             self.sow(FIRING_RATE, "rate", rate, init_fn=lambda: rate, reduce_fn=lambda _, new: new)
-        return spikes.astype(xs.dtype)
+        return spikes.astype(dtype)
 
 
 class StepBatchNorm(nn.Module):
@@ -131,13 +139,13 @@ class StepBatchNorm(nn.Module):
         return centred * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
 
     def _move(self, running, batch, steps):
-        """The running average after the statistics `batch`, `[steps, C]`, one step after the other."""
+        """Moves the running average by the statistics `batch`, `[steps, C]`, one step after the other."""
         kept = self.momentum ** jnp.arange(steps - 1, -1, -1, dtype=batch.dtype)
         return self.momentum**steps * running + (1 - self.momentum) * (kept @ batch)
 
 
 class ScaledWSConv(nn.Module):
-    """A convolution with scaled weight standardisation (Brock et al. 2021), which needs no batch statistics.
+    """Convolution with scaled weight standardisation (Brock et al. 2021), which needs no batch statistics.
 
         kernel' = gain (kernel - mean) / sqrt(var fan_in + 1e-4)        per output channel, var unbiased
 
@@ -159,7 +167,7 @@ class ScaledWSConv(nn.Module):
 
     @nn.compact
     def __call__(self, xs: jax.Array) -> jax.Array:
-        """`[..., H, W, C]` to `[..., H', W', features]`, at least in float32."""
+        """Convolves `[..., H, W, C]` to `[..., H', W', features]`, at least in float32."""
         kernel = self.param("kernel", self.kernel_init, (*self.kernel_size, xs.shape[-1], self.features))
         gain = self.param("gain", nn.initializers.ones, (self.features,))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))

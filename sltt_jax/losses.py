@@ -18,13 +18,12 @@ def _check(logits, labels):
         raise ValueError(f"labels must be integers (class numbers), got {labels.dtype}")
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0) -> jax.Array:
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Mean cross entropy over the batch.
 
     Args:
       logits: `[B, classes]`.
       labels: class numbers, `[B]`, integers. A label outside 0..classes-1 makes the loss NaN.
-      label_smoothing: share of the target that is spread over all classes, 0..1.
 
     Raises:
       ValueError: wrong ranks, or labels that are not integers.
@@ -33,11 +32,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, label_smoothing: floa
     classes = logits.shape[-1]
     # optax answers a label beyond the last class with NaN, but counts a negative one from the end.
     labels = jnp.where(labels < 0, classes, labels)
-    loss = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
-    if label_smoothing:
-        uniform = -jax.nn.log_softmax(logits).mean(-1)
-        loss = (1 - label_smoothing) * loss + label_smoothing * uniform
-    return loss.mean()
+    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
 def mean_squared_error(logits: jax.Array, labels: jax.Array, *, target: str = "ones") -> jax.Array:
@@ -59,30 +54,26 @@ def mean_squared_error(logits: jax.Array, labels: jax.Array, *, target: str = "o
     return jnp.mean((logits - wanted) ** 2)
 
 
-def classification(
-    *, mse_weight: float = 0.0, mse_target: str = "ones", label_smoothing: float = 0.0
-) -> StepLoss:
-    """The paper's loss of one step, `(1 - mse_weight) CE + mse_weight MSE`.
+def classification(*, mse_weight: float = 0.0, mse_target: str = "ones") -> StepLoss:
+    """Builds the paper's loss of one step, `(1 - mse_weight) CE + mse_weight MSE`.
 
     Args:
       mse_weight: 0..1; 0.05 on CIFAR and the DVS sets, 0 on ImageNet.
       mse_target: "ones" or "one_hot", see `mean_squared_error`.
-      label_smoothing: of the cross entropy, 0..1.
 
     Returns:
       `step_loss(logits [B, classes], labels [B]) -> scalar`.
 
     Raises:
-      ValueError: a number is outside its range, or an unknown target.
+      ValueError: `mse_weight` is outside its range, or an unknown target.
     """
-    for name, value in (("mse_weight", mse_weight), ("label_smoothing", label_smoothing)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} must be in 0..1, got {value}")
+    if not 0 <= mse_weight <= 1:
+        raise ValueError(f"mse_weight must be in 0..1, got {mse_weight}")
     if mse_target not in MSE_TARGETS:
         raise ValueError(f"mse_target must be one of {MSE_TARGETS}, got {mse_target!r}")
 
     def step_loss(logits, labels):
-        loss = cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        loss = cross_entropy(logits, labels)
         if not mse_weight:
             return loss
         mse = mean_squared_error(logits, labels, target=mse_target)

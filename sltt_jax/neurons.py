@@ -10,12 +10,22 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import core
 
 from sltt_jax.cpu import scan
 from sltt_jax.surrogate import triangle
 
+_LEAVES = "tau", "v_threshold", "v_reset"
+_STATIC = "decay_input", "detach_reset", "surrogate"
 
-@jax.tree_util.register_dataclass
+
+def _concrete(value):
+    """Returns a number or array to be checked; None for what has no value yet, as under a transformation."""
+    known = isinstance(value, int | float | np.ndarray | jax.Array) and not isinstance(value, core.Tracer)
+    return np.asarray(value) if known else None
+
+
 @dataclasses.dataclass(frozen=True)
 class Neuron:
     """Parameters of a layer of LIF neurons; the defaults are those of the SLTT authors' code.
@@ -34,35 +44,53 @@ class Neuron:
       surrogate: the spike function of `u - v_threshold`.
 
     Raises:
-      ValueError: a number is outside its range.
+      ValueError: a number, or an entry of an array that is not traced, is outside its range.
     """
 
     tau: float | jax.Array = 2.0
     v_threshold: float | jax.Array = 1.0
     v_reset: float | jax.Array | None = None
-    decay_input: bool = dataclasses.field(default=False, metadata={"static": True})
-    detach_reset: bool = dataclasses.field(default=False, metadata={"static": True})
-    surrogate: Callable[[jax.Array], jax.Array] = dataclasses.field(
-        default=triangle(), metadata={"static": True}
-    )
+    decay_input: bool = False
+    detach_reset: bool = False
+    surrogate: Callable[[jax.Array], jax.Array] = dataclasses.field(default=triangle())
 
     def __post_init__(self):
-        # Only plain numbers are checked: under a transformation the leaves are tracers.
-        tau, v_threshold, v_reset = self.tau, self.v_threshold, self.v_reset
-        if isinstance(tau, int | float) and not tau >= 1:
-            raise ValueError(f"tau must be >= 1 (in time steps), got {tau}")
-        if isinstance(v_threshold, int | float) and not v_threshold > 0:
-            raise ValueError(f"v_threshold must be > 0, got {v_threshold}")
-        if isinstance(v_reset, int | float) and isinstance(v_threshold, int | float):
-            if not v_reset < v_threshold:
-                raise ValueError(f"v_reset must be below v_threshold={v_threshold}, got {v_reset}")
-        if self.decay_input and isinstance(tau, int | float) and tau == math.inf:
+        for name in _LEAVES:
+            value = getattr(self, name)
+            if isinstance(value, np.generic):  # a Python number leaves the type of a membrane as it is
+                object.__setattr__(self, name, value.item())
+        tau, v_threshold, v_reset = (_concrete(getattr(self, name)) for name in _LEAVES)
+        if tau is not None and not (tau >= 1).all():
+            raise ValueError(f"tau must be >= 1 (in time steps), got {self.tau}")
+        if v_threshold is not None and not (v_threshold > 0).all():
+            raise ValueError(f"v_threshold must be > 0, got {self.v_threshold}")
+        if v_reset is not None and not np.isfinite(v_reset).all():
+            raise ValueError(f"v_reset must be finite, got {self.v_reset}")
+        if v_reset is not None and v_threshold is not None and not (v_reset < v_threshold).all():
+            raise ValueError(f"v_reset must be below v_threshold={self.v_threshold}, got {self.v_reset}")
+        if self.decay_input and tau is not None and np.isinf(tau).any():
             raise ValueError("decay_input=True with tau=inf would multiply every input by 0")
 
     @property
     def v_rest(self) -> float | jax.Array:
-        """Where a membrane starts: `v_reset`, or 0 with a soft reset."""
+        """Membrane before the first step: `v_reset`, or 0 with a soft reset."""
         return 0.0 if self.v_reset is None else self.v_reset
+
+
+def _flatten(neuron):
+    leaves = [(jax.tree_util.GetAttrKey(name), getattr(neuron, name)) for name in _LEAVES]
+    return leaves, tuple(getattr(neuron, name) for name in _STATIC)
+
+
+def _unflatten(static, leaves):
+    """Rebuilds a `Neuron` around whatever leaves a transformation has made: masks, axes, tracers."""
+    neuron = object.__new__(Neuron)
+    for name, value in zip((*_LEAVES, *_STATIC), (*leaves, *static), strict=True):
+        object.__setattr__(neuron, name, value)
+    return neuron
+
+
+jax.tree_util.register_pytree_with_keys(Neuron, _flatten, _unflatten)
 
 
 def _charge(v, x, neuron):
@@ -79,21 +107,36 @@ def _reset(u, s, neuron):
     if neuron.detach_reset:
         s = jax.lax.stop_gradient(s)
     if neuron.v_reset is None:
-        return u - neuron.v_threshold * s
+        return u - _subtracted(neuron.v_threshold) * s
     return (1 - s) * u + s * neuron.v_reset
 
 
-def _check(v, x, name):
+def _subtracted(v_threshold):
+    """Returns what a spike subtracts; 0 for an infinite threshold, never reached, where inf * 0 is NaN."""
+    if isinstance(v_threshold, int | float):
+        return 0.0 if v_threshold == math.inf else v_threshold
+    return jnp.where(jnp.isinf(v_threshold), 0, v_threshold)
+
+
+def _check(v, x, name, temporal_gradient):
+    if not isinstance(temporal_gradient, bool):
+        raise ValueError(
+            "temporal_gradient must be True or False when a network is traced, got "
+            f"{type(temporal_gradient).__name__}: wrap partial(apply, temporal_gradient=...), or make it a "
+            "static argument of jax.jit, jax.checkpoint or nn.remat"
+        )
     if v.shape != x.shape:
         raise ValueError(f"membrane {v.shape} and {name} {x.shape} must have the same shape")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"the input current must be floating point, got {x.dtype}")
+    if jnp.promote_types(v.dtype, x.dtype) != v.dtype:
+        raise ValueError(f"a membrane of {v.dtype} cannot hold currents of {x.dtype}; start it as {x.dtype}")
 
 
 def lif_step(
     v: jax.Array, x: jax.Array, neuron: Neuron, *, temporal_gradient: bool = True
 ) -> tuple[jax.Array, jax.Array]:
-    """One step of leaky integrate-and-fire neurons (Meng et al. 2023, section 3).
+    """Advances leaky integrate-and-fire neurons by one step (Meng et al. 2023, section 3).
 
         u[t] = (1 - 1/tau) v[t-1] + x[t]
         s[t] = H(u[t] - v_threshold)
@@ -110,9 +153,10 @@ def lif_step(
       `(v, s)`: the membrane after reset, and the spikes (0 or 1), both `[B, ...]`.
 
     Raises:
-      ValueError: `v` and `x` differ in shape, or `x` is not floating point.
+      ValueError: `v` and `x` differ in shape, `x` is not floating point or does not fit into the type of `v`,
+        or `temporal_gradient` is traced.
     """
-    _check(v, x, "input")
+    _check(v, x, "input", temporal_gradient)
     if not temporal_gradient:
         v = jax.lax.stop_gradient(v)
     u = _charge(v, x, neuron)
@@ -123,7 +167,7 @@ def lif_step(
 def lif(
     v: jax.Array, xs: jax.Array, neuron: Neuron, *, temporal_gradient: bool = True
 ) -> tuple[jax.Array, jax.Array]:
-    """A block of C >= 1 consecutive steps of `lif_step`.
+    """Advances leaky integrate-and-fire neurons by C >= 1 steps, each a `lif_step`.
 
     With `temporal_gradient=False` nothing is differentiated along time, so the loop runs without gradients
     and the spikes are then recomputed from the membranes it visited in one elementwise pass over the block:
@@ -140,20 +184,21 @@ def lif(
       gradient the membrane is a constant to differentiation.
 
     Raises:
-      ValueError: `v` and `xs[0]` differ in shape, or `xs` is not floating point.
+      ValueError: `v` and `xs[0]` differ in shape, `xs` is not floating point or does not fit into the type of
+        `v`, or `temporal_gradient` is traced.
     """
+    if isinstance(xs, list | tuple):
+        raise ValueError(f"xs must be one array [C, B, ...], got {len(xs)} steps apart: use jnp.stack")
     if xs.ndim == 0 or xs.shape[0] == 0:
         raise ValueError(f"xs must hold at least one time step, got shape {xs.shape}")
-    _check(v, xs[0], "input of one step")
+    _check(v, xs[0], "input of one step", temporal_gradient)
     if temporal_gradient:
         return scan(lambda v, x: lif_step(v, x, neuron), v, xs)
     if len(xs) == 1:
         v, s = lif_step(v, xs[0], neuron, temporal_gradient=False)
         return jax.lax.stop_gradient(v), s[None]
 
-    def advance(v, x):
-        return lif_step(v, x, constant)[0], v
-
-    constant, v, currents = jax.lax.stop_gradient((neuron, v, xs))
-    v, before = scan(advance, v, currents)
+    constant = jax.lax.stop_gradient(neuron)
+    advance = lambda v, x: (lif_step(v, x, constant)[0], v)
+    v, before = scan(advance, *jax.lax.stop_gradient((v, xs)))
     return v, _fire(_charge(before, xs, neuron), neuron)

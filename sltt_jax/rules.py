@@ -29,10 +29,22 @@ from sltt_jax.block_rule import (
     forward_of,
     zero_outputs,
 )
-from sltt_jax.blocks import check_at_least_one, check_at_most_T, scan_blocks, time_steps
+from sltt_jax.blocks import at_least_float32, check_at_least_one, check_at_most_T, scan_blocks, time_steps
 from sltt_jax.spelling import parse
 
-__all__ = ["Aux", "BlockRule", "Plan", "Rule", "StepLoss", "bptt", "parse_rule", "sltt", "sltt_k", "tbptt"]
+__all__ = [
+    "K_STEP_SCOPE",
+    "Aux",
+    "BlockRule",
+    "Plan",
+    "Rule",
+    "StepLoss",
+    "bptt",
+    "parse_rule",
+    "sltt",
+    "sltt_k",
+    "tbptt",
+]
 
 # Names the branch that SLTT-K takes at k of its T steps, so that costs can be counted from the jaxpr.
 K_STEP_SCOPE = "sltt_k_step"
@@ -62,14 +74,19 @@ class bptt(Rule):
             del key
             check_at_most_T("chunk", self.chunk, time_steps(inputs))
 
-            def loss(params):
-                step = lambda carry, xs: forward(params, target, carry[0], carry[1], xs[0])
+            def loss(sums):
+                # Cast within the step, so that the gradients of the steps are summed in the type of `sums`.
+                def step(carry, block):
+                    cast = jax.tree.map(lambda p, like: p.astype(jnp.result_type(like)), sums, params)
+                    return forward(cast, target, carry[0], carry[1], block[0])
+
                 step = jax.checkpoint(step) if self.remat else step
                 start = state, zero_outputs(apply, params, state, inputs)
                 (end, total), losses = scan_blocks(step, start, inputs, self.chunk)
                 return losses.mean(), Aux(losses, total, end)
 
-            return jax.value_and_grad(loss, has_aux=True)(params)
+            sums = jax.tree.map(lambda p: at_least_float32(jnp.asarray(p)), params)
+            return jax.value_and_grad(loss, has_aux=True)(sums)
 
         return f
 

@@ -16,36 +16,44 @@ and not the size of a gradient averaged over membranes.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import core
 
 from sltt_jax.cpu import computed_once
 
 
 @dataclasses.dataclass(frozen=True)
 class Surrogate:
-    """A spike function `x -> s`: the Heaviside step forward, `derivative(x, alpha)` backward.
+    """Spike function `x -> s`: the Heaviside step forward, `derivative(x, alpha)` backward.
 
     Build one of the five by its name below, or give a derivative of your own:
     `Surrogate(lambda x, alpha: jnp.exp(-alpha * x**2), alpha=1.0)`. Hashable, so it may be a static argument.
 
     Attributes:
       derivative: elementwise function of `x = u - v_threshold` (any shape) and `alpha`.
-      alpha: sharpness, > 0.
+      alpha: sharpness, a finite number > 0.
     """
 
     derivative: Callable[[jax.Array, float], jax.Array]
     alpha: float
 
     def __post_init__(self):
-        if not self.alpha > 0:
-            raise ValueError(f"alpha must be > 0, got {self.alpha}")
+        if isinstance(self.alpha, core.Tracer) or np.ndim(self.alpha):
+            raise ValueError(
+                f"alpha must be one number that is known when a network is traced, got {self.alpha}"
+            )
+        object.__setattr__(self, "alpha", float(self.alpha))
+        if not 0 < self.alpha < math.inf:
+            raise ValueError(f"alpha must be > 0 and finite, got {self.alpha}")
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Spikes (0 or 1, shape and dtype of `x`); a spike at exactly `x == 0`."""
-        return _spike(self, x)
+        """Returns spikes (0 or 1, shape and dtype of `x`); one at exactly `x == 0` too."""
+        return _spike(self, jnp.asarray(x))
 
 
 def _step(x):
@@ -58,7 +66,8 @@ _spike = jax.custom_jvp(lambda surrogate, x: _step(x), nondiff_argnums=(0,))
 @_spike.defjvp
 def _spike_jvp(surrogate, primals, tangents):
     (x,), (dx,) = primals, tangents
-    return _step(x), surrogate.derivative(x, surrogate.alpha) * dx
+    # The spike itself and not `_step`, which whoever differentiates once more would see as a constant.
+    return _spike(surrogate, x), surrogate.derivative(x, surrogate.alpha) * dx
 
 
 def _triangle(x, alpha):

@@ -1,4 +1,4 @@
-"""What a training update costs, how far SLTT's gradient is from BPTT's, and what the neurons do.
+"""Costs of a training update, distance of SLTT's gradient from BPTT's, and activity of the neurons.
 
 All here works on networks of any kind. What looks into the layers of a Linen network is imported by its own
 name: `sltt_jax.analysis.activity` and `sltt_jax.analysis.recording`.

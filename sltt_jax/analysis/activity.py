@@ -1,4 +1,4 @@
-"""What the neurons of a Linen network do: firing rates, dead and saturated neurons, operations and energy.
+"""Activity of a Linen network: firing rates, dead and saturated neurons, operations and energy.
 
 A synaptic operation is one spike going through one weight: a spike costs as many as it has targets, its
 fan-out. The same network of analogue neurons does a multiplication and addition (MAC) for every weight, once
@@ -24,7 +24,7 @@ JOULES_PER_AC = 0.9e-12
 
 
 class Weights(NamedTuple):
-    """Of a layer of weights, for one sample, in the mean over the batch.
+    """Operations of a layer of weights for one sample, in the mean over the batch.
 
     Attributes:
       macs: operations if every input were there: its weights times how often each is used, scalar. The zeros
@@ -42,7 +42,7 @@ class Weights(NamedTuple):
 
 
 class Activity(NamedTuple):
-    """Of a network on a batch; layers are named by their path ("layer1_0/lif1").
+    """Activity of a network on a batch; layers are named by their path ("layer1_0/lif1").
 
     Attributes:
       rates: for every LIF layer the share of neurons and samples that spike at each step, `[T]`.
@@ -57,7 +57,7 @@ class Activity(NamedTuple):
 
 
 class Energy(NamedTuple):
-    """The usual estimate for one sample: operations times their energy, and nothing else.
+    """Energy of one sample, estimated as is usual: operations times their energy, and nothing else.
 
     It leaves out the neurons themselves and all memory traffic, which costs more than the arithmetic on most
     hardware, and it supposes hardware that does nothing where there is no spike. On a CPU or GPU it says
@@ -115,7 +115,7 @@ def activity(
 
 
 class _Observer:
-    """Of one run over a block of steps; it knows whether there were neurons before a layer."""
+    """Observer of one run over a block; it knows whether there were neurons before a layer."""
 
     def __init__(self):
         self.after_neurons = False
@@ -140,7 +140,7 @@ class _Observer:
 
 
 def operations(module: nn.Dense | nn.Conv | ScaledWSConv, there: jax.Array) -> jax.Array:
-    """How many weights the inputs of a layer go through.
+    """Counts the weights that the inputs of a layer go through.
 
     Args:
       module: the layer.
@@ -192,7 +192,7 @@ def _geometry(module, axes: int) -> dict[str, Any]:
 
 
 def energy(measured: Activity) -> Energy:
-    """The energy of one sample, estimated from the operations that were counted."""
+    """Estimates the energy of one sample from the operations that were counted."""
     operations = analogue = ann = 0.0
     for weights in jax.device_get(measured.weights).values():
         ann += float(weights.macs)
@@ -205,7 +205,7 @@ def energy(measured: Activity) -> Energy:
 
 
 def problems(measured: Activity) -> list[str]:
-    """What is wrong with a network's activity, in plain words; nothing if all is well.
+    """Says in plain words what is wrong with a network's activity; nothing if all is well.
 
     Named are layers that are silent, and those with more than half of their channels dead (no spike anywhere,
     at any step, of any sample) or saturated (nothing but spikes); in layers without a map every neuron is a

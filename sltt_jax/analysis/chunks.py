@@ -1,4 +1,4 @@
-"""A good chunk for `sltt`, chosen from compiled programs without running one."""
+"""Choice of a chunk for `sltt`, made from compiled programs without running one."""
 
 import math
 
@@ -32,7 +32,7 @@ def auto_chunk(
     *,
     gigabytes: float,
 ) -> int:
-    """The chunk of `sltt` that has to move the fewest bytes, of those that fit into memory.
+    """Chooses the chunk of `sltt` that moves the fewest bytes, of those that fit into memory.
 
     A long chunk reads the parameters and adds to their gradient less often; but what it computes is more at a
     time, and on a CPU it should stay in the cache. Both are known from the memory of two programs, that of

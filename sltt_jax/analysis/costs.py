@@ -1,4 +1,4 @@
-"""What a gradient or a training update costs, from the compiled program and without running it.
+"""Cost of a gradient or a training update, from the compiled program and without running it.
 
 Nothing needs to exist for it: parameters, state and inputs may be arrays or `jax.ShapeDtypeStruct`s, as
 `jax.eval_shape` returns them.
@@ -23,7 +23,7 @@ from sltt_jax.rules import Rule, StepLoss
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """The cost of one call of a compiled program.
+    """Cost of one call of a compiled program.
 
     The bytes are what the compiler planned; the code itself is not among them.
 
@@ -74,7 +74,7 @@ def temp_bytes(compiled: jax.stages.Compiled) -> int:
 
 
 def memory_stats(compiled: jax.stages.Compiled) -> Any:
-    """All that the compiler tells: `argument_size_in_bytes`, `output_...`, `alias_...`, `temp_...` and more.
+    """Returns all that the compiler tells: `argument_size_in_bytes`, `output_...`, `alias_...`, `temp_...`.
 
     Raises:
       RuntimeError: the platform does not tell.
@@ -94,7 +94,7 @@ def cost(
     inputs: PyTree,
     target: PyTree,
 ) -> Cost:
-    """The cost of loss and gradient under a rule: `rule.value_and_grad(apply, step_loss)`.
+    """Computes the cost of loss and gradient under a rule, `rule.value_and_grad(apply, step_loss)`.
 
     Args:
       apply, step_loss: as for the rule.
@@ -122,7 +122,7 @@ def trace_gradient(
     inputs: PyTree,
     target: PyTree,
 ) -> jax.stages.Traced:
-    """What `cost` compiles; arguments as there."""
+    """Traces what `cost` compiles; arguments as there."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     return jax.jit(rule.value_and_grad(apply, step_loss)).trace(params, state, inputs, target, key)
 
@@ -167,7 +167,7 @@ def cost_over_time(
     *,
     T: Sequence[int] = (8, 64),
 ) -> dict[int, Cost]:
-    """`cost` at several numbers of time steps; the inputs given are those of any one of them.
+    """Computes `cost` at several numbers of time steps; the inputs given are those of any one of them.
 
     Raises:
       ValueError: a T that is no whole number >= 1, and as `cost`.
@@ -193,7 +193,7 @@ def growth(costs: Mapping[int, Cost]) -> dict[str, float]:
 
 
 def with_time_steps(inputs: PyTree, T: int) -> PyTree:
-    """The shapes of the same inputs over T steps."""
+    """Returns the shapes of the same inputs over T steps."""
     abstract = lambda shape, x: jax.ShapeDtypeStruct(shape, x.dtype)
     if isinstance(inputs, Repeat):
         return Repeat(jax.tree.map(lambda x: abstract(x.shape, x), inputs.x), T)

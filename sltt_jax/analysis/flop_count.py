@@ -21,7 +21,7 @@ def flops(traced: jax.stages.Traced, *, backward_share: float = 1.0) -> float:
     Args:
       traced: `jax.jit(f).trace(*args)`; its program is not compiled or run.
       backward_share: the share of time steps at which `sltt_k` goes backward, k/T. Of any other `lax.cond`
-        the most expensive branch counts, and of `lax.platform_dependent` the default.
+        the most expensive branch counts, and of one that depends on the platform the default.
 
     Returns:
       The number of operations of one call.

@@ -1,4 +1,4 @@
-"""How far the gradient of a rule is from that of BPTT, by layer, by parameter and by time step.
+"""Agreement of the gradient of a rule with that of BPTT, by layer, by parameter and by time step.
 
 `agreement` compares gradients as a rule returns them, summed over time. `step_agreement` compares what each
 time step adds to them. For that the parameters of the T steps are told apart: with a copy theta[t] of its own
@@ -24,7 +24,7 @@ from sltt_jax.rules import Rule, StepLoss, bptt
 
 
 class Agreement(NamedTuple):
-    """Of a gradient with a reference, over all entries of both; NaN but for `norm` where the reference is 0.
+    """Agreement of a gradient with a reference; NaN but for `norm` where the reference is 0.
 
     Rounding noise agrees with nothing: a bias before batch normalisation has a gradient of 0, and what is
     computed of it means nothing. `norm` shows it.
@@ -57,7 +57,7 @@ class Report(NamedTuple):
 
 
 def compare(gradient: PyTree, reference: PyTree) -> Agreement:
-    """Agreement of two trees of arrays, each taken as one vector.
+    """Compares two trees of arrays, each taken as one vector.
 
     Raises:
       ValueError: the trees differ, or the shapes in them.
@@ -80,7 +80,7 @@ def compare(gradient: PyTree, reference: PyTree) -> Agreement:
 
 
 def report(gradient: PyTree, reference: PyTree) -> Report:
-    """Agreement of two trees of arrays, as a whole, by first key and by leaf.
+    """Compares two trees of arrays as a whole, by first key and by leaf.
 
     Raises:
       ValueError: the trees differ, or the shapes in them.
@@ -123,7 +123,7 @@ def agreement(
 def step_agreement(
     rules: Mapping[str, Rule], apply: Apply, step_loss: StepLoss
 ) -> Callable[..., dict[str, Report]]:
-    """As `agreement`, of the part of each time step in the gradient: the entries of the reports are `[T]`.
+    """Builds `agreement` of the part of each time step in the gradient: entries of the reports are `[T]`.
 
     It takes T times the memory of the parameters, several times over.
     """

@@ -1,4 +1,4 @@
-"""What fits into memory, and a check for tests that more time steps do not take more of it."""
+"""Largest batch that fits into memory, and a check that more time steps do not take more of it."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,7 +13,7 @@ CONTROL = 10
 
 
 def largest_batch(total_bytes: Callable[[int], float], gigabytes: float, *, at_most: int = 2**16) -> int:
-    """The largest batch whose program fits into memory.
+    """Finds the largest batch whose program fits into memory.
 
         def total_bytes(B):
             x = jax.ShapeDtypeStruct((B, 32, 32, 3), jnp.float32)
@@ -60,7 +60,7 @@ def largest_batch(total_bytes: Callable[[int], float], gigabytes: float, *, at_m
 
 
 def _on_the_line(sizes: dict[int, float], limit: float) -> int:
-    """The batch size that takes `limit` bytes, on the line through the two sizes nearest to it."""
+    """Estimates the batch size that takes `limit` bytes, by the line through the two sizes nearest to it."""
     if len(sizes) == 1:
         return 8
     nearest = sorted(sizes.items(), key=lambda item: (abs(item[1] - limit), -item[0]))
@@ -82,7 +82,7 @@ def assert_memory_flat(
     T: Sequence[int] = (8, 64),
     tolerance: float = 0.01,
 ):
-    """For the tests of a network of your own: the temporaries under a rule do not grow with time.
+    """Asserts, in the tests of a network of your own, that temporaries under a rule do not grow with time.
 
         def test_memory():
             assert_memory_flat(apply, step_loss, sltt(), params, state, Repeat(x, 8), y)

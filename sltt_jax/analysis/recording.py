@@ -87,7 +87,7 @@ def layer_temporal_factors(
     train: bool = False,
     key: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
-    """`temporal_factors` of every LIF layer, by its path, `[T, B, ...]` each; `lag_norms` takes them.
+    """Returns `temporal_factors` of every LIF layer, by its path, `[T, B, ...]` each; `lag_norms` takes them.
 
     Arguments as of `record`.
     """

@@ -1,4 +1,4 @@
-"""The temporal part of BPTT's gradient, which SLTT leaves out: how large it can be, and how far it reaches.
+"""Temporal part of BPTT's gradient, which SLTT leaves out: its size, and how far it reaches.
 
 Error signals go back in time from membrane to membrane. In a layer without lateral weights every neuron has
 only its own past, so the Jacobian of one step is a diagonal matrix, with the entries
@@ -22,7 +22,7 @@ from sltt_jax.neurons import Neuron, lif_step
 
 
 class LagNorms(NamedTuple):
-    """What is left of an error signal that goes back k steps through the membranes, k = 1..T-1; `[T-1]` each.
+    """Rest of an error signal that goes back k steps through the membranes, k = 1..T-1; `[T-1]` each.
 
     Attributes:
       spectral: the largest `|du[t+k]/du[t]|` over steps, samples and neurons: the spectral norm.
@@ -34,7 +34,7 @@ class LagNorms(NamedTuple):
 
 
 def temporal_factors(v: jax.Array, xs: jax.Array, neuron: Neuron) -> jax.Array:
-    """The diagonal of `du[t+1]/du[t]` of a layer, for every step, sample and neuron.
+    """Computes the diagonal of `du[t+1]/du[t]` of a layer, for every step, sample and neuron.
 
     It is taken from the derivative of `lif_step` itself, so it holds for every reset, detached or not.
 
@@ -74,7 +74,7 @@ def lag_norms(factors: jax.Array) -> LagNorms:
 
 
 def horizon(tau: float, epsilon: float = 1e-3) -> float:
-    """The gradient horizon: steps after which `epsilon` of a membrane is left, log(epsilon) / log(1 - 1/tau).
+    """Gradient horizon: steps after which `epsilon` of a membrane is left, log(epsilon) / log(1 - 1/tau).
 
     0 for tau = 1, which keeps nothing, and `inf` for tau = inf.
 
@@ -90,7 +90,7 @@ def horizon(tau: float, epsilon: float = 1e-3) -> float:
 
 
 def cut_share(tau: float, T: int, window: int = 1) -> float:
-    """The share of BPTT's gradient that `tbptt(window)` cuts, `sltt()` by default, if nothing weakened it.
+    """Share of BPTT's gradient that `tbptt(window)` cuts, `sltt()` by default, if nothing weakened it.
 
     Every pair of steps s <= t is a path of the error of step t back to step s, of weight lambda^(t-s). This
     is the weight of the paths that cross a border between windows over that of all. Resets make it less, and
@@ -115,7 +115,7 @@ def cut_share(tau: float, T: int, window: int = 1) -> float:
 
 
 def advice(tau: float, T: int) -> str | None:
-    """A warning in plain words where SLTT may cut more than half of the gradient, else None.
+    """Warns in plain words where SLTT may cut more than half of the gradient; else None.
 
     It names the shortest window of `tbptt` that does not.
 

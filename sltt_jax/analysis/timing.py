@@ -26,7 +26,7 @@ class Timing:
 
     @property
     def seconds(self) -> float:
-        """The median."""
+        """Median over the updates."""
         return statistics.median(self.each)
 
 
@@ -35,7 +35,7 @@ def time_update(
 ) -> Timing:
     """Times a whole training update: forward, backward and optimizer.
 
-    It is compiled first, with the state donated, and run once untimed. Each timed update goes on from the
+    It is compiled first, with the state donated, and run once untimed. Each timed update starts from the
     state of the one before and is waited for. The caller's state is left as it is.
 
     Args:

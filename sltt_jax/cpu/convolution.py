@@ -1,4 +1,4 @@
-"""A convolution whose gradient is fast on a CPU inside of `lax.scan` and `lax.cond`.
+"""Convolution whose gradient is fast on a CPU inside of `lax.scan` and `lax.cond`.
 
 XLA's CPU compiler brings convolutions into the form its kernels want only in the entry computation. The two
 gradients of a convolution are not in that form, so in the body of a loop they fall to a naive one, a hundred
@@ -117,7 +117,7 @@ def _keeps_shape(x, w, strides, pads):
 
 
 def _safe_conv(x, w, pads, precision):
-    """A convolution that keeps the shape of its input, which with `tune_xla` needs care.
+    """Convolves to the shape of the input, which with `tune_xla` needs care.
 
     XLA draws it into the loop of another operation with that input and output shape. It does not if it reads
     another array, the padded one, or is a matrix product.
@@ -162,7 +162,7 @@ def _input_gradient(x, w, g, strides, pads, precision):
 
 
 def _input_gradient_as_product(x, w, g, strides, pads, precision):
-    """What every entry of the window contributes, in one product, and then put where it belongs."""
+    """Sums what every entry of the window contributes, which is one product, where it belongs."""
     *window, channels, features = w.shape
     spatial = g.shape[1:-1]
     parts = lax.dot_general(

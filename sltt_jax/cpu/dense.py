@@ -1,4 +1,4 @@
-"""A matrix product whose gradient to the weights is fast on a CPU.
+"""Matrix product whose gradient to the weights is fast on a CPU.
 
 That gradient is x^T g. XLA reads x across its rows for it, which is up to twice as slow as the product x w
 where rows are long. Here x is turned around first, which costs next to nothing beside the product, and the

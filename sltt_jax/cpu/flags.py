@@ -1,4 +1,4 @@
-"""What XLA's CPU compiler must be told to be fast on spiking networks."""
+"""Flags of XLA's CPU compiler that make spiking networks fast."""
 
 import os
 from importlib.metadata import version

@@ -20,7 +20,7 @@ _LEAST_POSITIONS = 256
 
 
 def applies(x: jax.Array, w: jax.Array, strides, pads, precision) -> bool:
-    """Whether `convolve` computes this convolution, and is likely to be faster than a direct one."""
+    """Returns whether `convolve` computes this convolution, and is likely to be faster than a direct one."""
     if x.ndim != 4 or w.shape[:2] != (3, 3) or strides != (1, 1) or x.dtype != jnp.float32:
         return False
     if precision not in (None, lax.Precision.DEFAULT):  # somebody counts on every bit
@@ -30,7 +30,7 @@ def applies(x: jax.Array, w: jax.Array, strides, pads, precision) -> bool:
 
 
 def convolve(x: jax.Array, w: jax.Array, pads) -> jax.Array:
-    """A convolution of stride 1.
+    """Convolves with stride 1.
 
     Args:
       x: `[B, H, W, in]`.
@@ -44,7 +44,7 @@ def convolve(x: jax.Array, w: jax.Array, pads) -> jax.Array:
 
 
 def input_gradient(w: jax.Array, g: jax.Array, pads) -> jax.Array:
-    """The gradient of `convolve` to its input.
+    """Returns the gradient of `convolve` to its input.
 
     Args:
       w: `[3, 3, in, out]`.
@@ -60,7 +60,7 @@ def input_gradient(w: jax.Array, g: jax.Array, pads) -> jax.Array:
 
 
 def _along_both(transform, entries):
-    """What `transform` makes of the columns of a square of entries, and then of its rows."""
+    """Applies `transform` to the columns of a square of entries, and then to its rows."""
     columns = [transform(*column) for column in zip(*entries, strict=True)]
     return [transform(*row) for row in zip(*columns, strict=True)]
 
@@ -99,7 +99,7 @@ def _outputs(m):
 
 
 def _convolve(x, u, contracted, pads):
-    """Of a transformed window; `contracted` is the axis of its entries that belongs to channels of `x`."""
+    """Convolves with a transformed window `u`; axis `contracted` of its entries is the channels of `x`."""
     B, *spatial, _ = x.shape
     rows, columns = (n + sum(p) - 2 for n, p in zip(spatial, pads, strict=True))
     height, width = -(-rows // 2), -(-columns // 2)

@@ -1,0 +1,69 @@
+"""Sums over time, batch and space are at least float32, whatever parameters and outputs are."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+
+from sltt_jax import bptt, sltt, sltt_k, stream, tbptt
+from sltt_jax.layers import Conv, Dense, avg_pool
+
+T = 1000
+RULES = [sltt(), sltt(50), sltt_k(T, draw="first"), tbptt(4), bptt(), bptt(50), bptt(remat=True)]
+
+
+def weighted(params, state, xs, *, temporal_gradient):
+    """A network of one weight, whose gradient is the mean of the inputs."""
+    del temporal_gradient
+    return xs * params, state
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_gradients_are_summed_in_float32(rule):
+    """In bfloat16 a sum of ones ends at 256, for the next one is less than half of its spacing."""
+    f = jax.jit(rule.value_and_grad(weighted, lambda out, target: out.mean() - target))
+    weight, ones = jnp.asarray(0.5, jnp.bfloat16), jnp.ones((T, 2), jnp.bfloat16)
+    (loss, aux), grad = f(weight, (), ones, jnp.asarray(0.25, jnp.bfloat16))
+    assert grad.dtype == loss.dtype == aux.losses.dtype == jnp.float32
+    # bptt differentiates the mean, and 1/T is rounded where the loss of a step is bfloat16.
+    assert abs(float(grad) - 1) < (1e-3 if isinstance(rule, bptt) else 1e-5) and loss == 0.25
+    chex.assert_trees_all_equal(aux.outputs, jnp.full(2, T / 2, jnp.float32))
+
+
+def test_a_stream_is_summed_in_float32():
+    f = stream(sltt(50), weighted, lambda out, target: out.mean() - target)
+    blocks = (jnp.ones((50, 2), jnp.bfloat16) for _ in range(T // 50))
+    _, grad = f(jnp.asarray(0.5, jnp.bfloat16), (), blocks, 0.25, T=T)
+    assert grad.dtype == jnp.float32 and abs(float(grad) - 1) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.int8, jnp.uint8, bool])
+@pytest.mark.parametrize("rule", [sltt(), sltt(60), bptt()], ids=str)
+def test_spikes_are_counted_in_float32(rule, dtype):
+    def apply(params, state, xs, *, temporal_gradient):
+        del temporal_gradient
+        return (jnp.broadcast_to(xs + params, (len(xs), 2)) > 0).astype(dtype), state
+
+    f = rule.value_and_grad(apply, lambda out, target: jnp.float32(0) * target)
+    (_, aux), _ = jax.jit(f)(jnp.zeros(()), (), jnp.ones((600, 1)), 1.0)
+    chex.assert_trees_all_equal(aux.outputs, jnp.full(2, 600, jnp.float32))
+
+
+@pytest.mark.parametrize("layer", [Dense(3, dtype=jnp.bfloat16), Conv(3, (1, 1), dtype=jnp.bfloat16)])
+@pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.bfloat16])
+def test_gradient_of_a_bias_is_summed_in_float32(layer, param_dtype):
+    layer = layer.clone(param_dtype=param_dtype)
+    xs = jnp.ones((4, 16, 16, 16, 2), jnp.bfloat16)  # 16,384 entries
+    params = jax.jit(layer.init)(jax.random.key(0), xs)
+    grads = jax.jit(jax.grad(lambda p: layer.apply(p, xs).astype(jnp.float32).sum()))(params)
+    chex.assert_trees_all_equal(grads["params"]["bias"], jnp.full(3, 16384, param_dtype))
+    # The product itself is in half precision.
+    plain = layer.clone(use_bias=False)
+    kernel = {"params": {"kernel": params["params"]["kernel"]}}
+    assert plain.apply(kernel, xs).dtype == jnp.bfloat16
+
+
+def test_average_pooling_in_half_precision():
+    xs = jnp.full((1, 1, 32, 32, 1), 1.0, jnp.bfloat16)  # a sum of 1,024 ones
+    pooled = avg_pool(xs, 32)
+    assert pooled.dtype == jnp.float32 and pooled.item() == 1
