@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from sltt_jax.blocks import Apply, PyTree, at_least_float32, first_step, scan_blocks, time_steps
 from sltt_jax.spelling import spell
+from sltt_jax.varying import vary_like
 
 StepLoss = Callable[[Any, Any], jax.Array]
 ValueAndGrad = Callable[..., tuple[tuple[jax.Array, "Aux"], PyTree]]
@@ -81,12 +82,19 @@ def _add_steps(total, outputs):
     return jax.lax.scan(lambda a, o: (jax.tree.map(jnp.add, a, o), None), total, outputs, unroll=16)[0]
 
 
-def zero_outputs(apply, params, state, inputs):
-    """Makes zeros like the outputs of one step, at least float32."""
-    one = first_step(inputs)
-    block = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *jnp.shape(x)), x.dtype), one)
-    outputs, _ = jax.eval_shape(lambda *a: apply(*a, temporal_gradient=False), params, state, block)
-    return jax.tree.map(lambda o: at_least_float32(jnp.zeros(o.shape[1:], o.dtype)), outputs)
+def first_state(apply, params, state, inputs):
+    """Makes what a loop over time starts from: the state, and zeros like the outputs of one step.
+
+    The zeros are at least float32. Under `jax.shard_map` both vary over the devices, as what follows does.
+    """
+
+    def first(params, state, x):
+        block = jax.tree.map(lambda a: a[None], x)
+        return apply(params, vary_like(state, (params, x)), block, temporal_gradient=False)
+
+    outputs, _ = jax.eval_shape(first, params, state, first_step(inputs))
+    total = jax.tree.map(lambda o: at_least_float32(jnp.zeros(o.shape[1:], o.dtype)), outputs)
+    return vary_like((state, total), (params, inputs))
 
 
 def forward_of(apply, step_loss, temporal_gradient):
@@ -159,8 +167,9 @@ class BlockRule(Rule):
 
     def start(self, apply: Apply, params: PyTree, state: PyTree, inputs: PyTree) -> Carry:
         """Makes the carry before the first block; of `inputs`, maybe one block alone, only shapes matter."""
-        zeros = jax.tree.map(lambda p: at_least_float32(jnp.zeros_like(p)), params)
-        return Carry(state, zero_outputs(apply, params, state, inputs), zeros)
+        zeros = jax.tree.map(lambda p: vary_like(at_least_float32(jnp.zeros_like(p)), p), params)
+        state, outputs = first_state(apply, params, state, inputs)
+        return Carry(state, outputs, zeros)
 
     def finish(self, carry: Carry, losses: Any, scale: float) -> tuple[tuple[jax.Array, Aux], PyTree]:
         """Returns what `value_and_grad` does, after the last block; `losses` of all steps are `[T]`."""

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from sltt_jax.varying import vary_like
+
 PyTree = Any
 
 
@@ -140,7 +142,7 @@ def run(
         outputs, state = apply(params, state, block[0], temporal_gradient=temporal_gradient)
         return state, outputs
 
-    state, outputs = scan_blocks(step, state, inputs, chunk)
+    state, outputs = scan_blocks(step, vary_like(state, (params, inputs)), inputs, chunk)
     return outputs, state
 
 

@@ -15,6 +15,7 @@ from jax import core
 
 from sltt_jax.cpu import scan
 from sltt_jax.surrogate import triangle
+from sltt_jax.varying import vary_like
 
 _LEAVES = "tau", "v_threshold", "v_reset"
 _STATIC = "decay_input", "detach_reset", "surrogate"
@@ -192,6 +193,7 @@ def lif(
     if xs.ndim == 0 or xs.shape[0] == 0:
         raise ValueError(f"xs must hold at least one time step, got shape {xs.shape}")
     _check(v, xs[0], "input of one step", temporal_gradient)
+    v = vary_like(v, xs)
     if temporal_gradient:
         return scan(lambda v, x: lif_step(v, x, neuron), v, xs)
     if len(xs) == 1:

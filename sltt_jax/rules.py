@@ -26,8 +26,8 @@ from sltt_jax.block_rule import (
     StepLoss,
     block_forward,
     block_gradient,
+    first_state,
     forward_of,
-    zero_outputs,
 )
 from sltt_jax.blocks import at_least_float32, check_at_least_one, check_at_most_T, scan_blocks, time_steps
 from sltt_jax.spelling import parse
@@ -81,7 +81,7 @@ class bptt(Rule):
                     return forward(cast, target, carry[0], carry[1], block[0])
 
                 step = jax.checkpoint(step) if self.remat else step
-                start = state, zero_outputs(apply, params, state, inputs)
+                start = first_state(apply, params, state, inputs)
                 (end, total), losses = scan_blocks(step, start, inputs, self.chunk)
                 return losses.mean(), Aux(losses, total, end)
 

@@ -15,9 +15,9 @@ class ArrayData:
       classes: number of classes.
 
     Raises:
-      ValueError: inputs and labels differ in number, the inputs of the two splits differ in shape, an input
-      is
-        not floating point or not finite, or a label is not an integer in 0..classes-1.
+      ValueError: inputs and labels differ in number, the inputs of the two splits differ in shape, an
+        input is neither an unsigned integer nor a finite number, or a label is not an integer in
+        0..classes-1.
     """
 
     train_x: np.ndarray

@@ -1,5 +1,4 @@
-"""Augmentation and normalisation on the device: pure functions of a key and a batch, under `jit` with the
-update.
+"""Augmentation and normalisation on the device: pure functions of a key and a batch, part of the update.
 
 Every function draws for each sample by itself and keeps shape and dtype. Images are `[B, H, W, C]`, events
 are frames `[B, T, H, W, C]` whose steps are all moved alike.
@@ -82,17 +81,11 @@ def random_roll(key: jax.Array, x: jax.Array, pixels: int = 5) -> jax.Array:
 
 
 def normalise(x: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """Pixels in 0..255 to `(x / 255 - mean) / std`, float32, channels last."""
+    """Maps pixels in 0..255 to `(x / 255 - mean) / std`, float32, channels last."""
     return (x.astype(jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)
 
 
 def cifar(key: jax.Array, x: jax.Array) -> jax.Array:
-    """The paper's augmentation of CIFAR: random crop, cutout, flip; pixels `[B, H, W, C]` in 0..255."""
+    """Crops, cuts out and flips as the paper does on CIFAR; pixels `[B, H, W, C]` in 0..255."""
     crop_key, cutout_key, flip_key = jax.random.split(key, 3)
     return random_flip(flip_key, cutout(cutout_key, random_crop(crop_key, x)))
-
-
-def events(key: jax.Array, x: jax.Array) -> jax.Array:
-    """Flip, and roll by up to 5 pixels: frames `[B, T, H, W, C]`."""
-    flip_key, roll_key = jax.random.split(key)
-    return random_roll(roll_key, random_flip(flip_key, x))

@@ -27,7 +27,7 @@ def cached(
     sources: Iterable[Path],
     build: Callable[[], dict[str, np.ndarray]],
 ) -> dict[str, np.ndarray]:
-    """The arrays of `build()`, from `folder` if they were made before with the same options and sources.
+    """Returns the arrays of `build()`, from `folder` if the same options and sources made them before.
 
     The cache is one `.npz` file. It gets its name only when all its bytes are on the disk, so a killed run
     leaves none that is half written; a damaged one (the format holds checksums) is reported and made again.

@@ -1,4 +1,4 @@
-"""The embedded data set: 1,797 handwritten digits of 8x8 pixels that come with scikit-learn."""
+"""Embedded data set: 1,797 handwritten digits of 8x8 pixels that come with scikit-learn."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ TEST_SAMPLES = 360
 
 
 def load_digits() -> ArrayData:
-    """Digits as `[N, 8, 8, 1]` float32 in 0..1, 1,437 for training and 360 for testing.
+    """Loads the digits as `[N, 8, 8, 1]` float32 in 0..1, 1,437 for training and 360 for testing.
 
     The split is stratified by class and always the same.
 

@@ -1,4 +1,4 @@
-"""What the network sees of a batch, made on the device: normalised, augmented, with a time axis in front."""
+"""Encoders make a network's inputs of a batch, on the device: augmented, normalised, with a time axis."""
 
 from collections.abc import Callable, Sequence
 
@@ -21,7 +21,7 @@ def direct(
     std: Sequence[float] | None = None,
     augmentation: Augmentation | None = None,
 ) -> Encoder:
-    """The paper's direct encoding: the same analogue image `[B, ...]` at each of T steps.
+    """Encodes images as the paper does, directly: the same analogue image `[B, ...]` at each of T steps.
 
     Args:
       T: time steps, >= 1.
@@ -45,7 +45,7 @@ def direct(
 
 
 def event_frames(*, augmentation: Augmentation | None = None, scale: float | None = None) -> Encoder:
-    """Event counts `[B, T, H, W, C]`: frame t at step t; the network makes them float32 at that step.
+    """Encodes event counts `[B, T, H, W, C]`: frame t at step t, where the network makes it float32.
 
     Args:
       augmentation: `(key, x) -> x`.
@@ -62,7 +62,7 @@ def event_frames(*, augmentation: Augmentation | None = None, scale: float | Non
 
 
 def flat(encode: Encoder) -> Encoder:
-    """`encode` with height, width and channels of its inputs made one axis, for fully connected networks."""
+    """Makes height, width and channels of what `encode` returns one axis, for fully connected networks."""
 
     def flattened(x, key):
         return jax.tree.map(lambda a: a.reshape(*a.shape[:-3], -1), encode(x, key))

@@ -9,14 +9,14 @@ import numpy as np
 
 
 class Batch(TypedDict):
-    """`x`: inputs `[B, ...]`; `y`: class numbers `[B]`."""
+    """Samples: `x`, inputs `[B, ...]`, and `y`, class numbers `[B]`."""
 
     x: np.ndarray
     y: np.ndarray
 
 
 class Batches(Protocol):
-    """An endless iterator over batches, epoch after epoch, that can be put back to any batch.
+    """Endless iterator over batches, epoch after epoch, that can be put back to any batch.
 
     Attributes:
       steps_per_epoch: batches an epoch.
@@ -29,7 +29,7 @@ class Batches(Protocol):
     def __next__(self) -> Batch: ...
 
     def get_state(self) -> dict[str, Any]:
-        """What `set_state` needs to go on with the batch that comes next; plain numbers and strings."""
+        """Returns what `set_state` needs to resume at the next batch; plain numbers and strings."""
         ...
 
     def set_state(self, state: dict[str, Any]) -> None: ...
@@ -96,7 +96,7 @@ class ArrayBatches:
 def padded_batches(
     x: np.ndarray, y: np.ndarray, batch_size: int, *, process: int = 0, processes: int = 1
 ) -> Iterator[dict[str, np.ndarray]]:
-    """All samples in order, once each; the last batch is filled up, and `mask` `[B]` tells which count.
+    """Yields all samples in order, once each; the last batch is filled up, `mask` `[B]` tells which count.
 
     Args:
       x, y: inputs `[N, ...]` and labels `[N]`.
@@ -112,7 +112,7 @@ def padded_batches(
 
 
 def _part(batch_size, process, processes):
-    """The samples of a batch that a process takes."""
+    """Slice of a batch that a process takes."""
     if not 0 <= process < processes or batch_size % processes:
         raise ValueError(f"process {process} of {processes} cannot have its part of {batch_size} samples")
     return slice(*(batch_size // processes * p for p in (process, process + 1)))

@@ -42,7 +42,7 @@ def _check(**least):
 
 
 def delayed_recall(n: int, delay: int, *, classes: int = 4, seed: int = 0) -> TemporalTask:
-    """A cue at the first step, silence, and the question at the last: which cue was it?
+    """Draws a cue for the first step, silence, and the question at the last: which cue was it?
 
     T = delay + 2: the cue on one of the first `classes` channels, `delay` silent steps, and a signal on the
     last channel that asks. Without memory: 1/classes.
@@ -66,7 +66,7 @@ def delayed_recall(n: int, delay: int, *, classes: int = 4, seed: int = 0) -> Te
 
 
 def temporal_xor(n: int, delay: int, *, seed: int = 0) -> TemporalTask:
-    """Two cues with silence between them; the answer, asked for with the second, is whether they differ.
+    """Draws two cues with silence between; the answer, asked for with the second, is whether they differ.
 
     T = delay + 2: a bit on channels 0 and 1 at the first step, `delay` silent steps, a bit on channels 2 and
     3 at the last. The second bit alone says nothing: without memory 1/2.
@@ -89,7 +89,7 @@ def temporal_xor(n: int, delay: int, *, seed: int = 0) -> TemporalTask:
 
 
 def sequential_digits() -> tuple[TemporalTask, TemporalTask]:
-    """The embedded digits row by row from the top, 8 steps of 8 pixels in 0..1; asked for after the last row.
+    """Shows the digits row by row from the top, 8 steps of 8 pixels in 0..1; asked for after the last row.
 
     Without memory there is only the last row. How far that goes is measured, by the nearest last row of the
     training set: an estimate from below of what is possible, not a bound.

@@ -13,7 +13,7 @@ torch_weight = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def torch_bias(fan_in: int) -> Initializer:
-    """PyTorch's default for a bias, uniform in +-1/sqrt(fan_in) of the weight beside it."""
+    """Builds PyTorch's default for a bias, uniform in +-1/sqrt(fan_in) of the weight beside it."""
     bound = fan_in**-0.5
 
     def init(key, shape, dtype=None, out_sharding=None):

@@ -24,7 +24,7 @@ SPIKE_GAIN = 2.74
 
 
 def betas(blocks: tuple[int, ...], resized: tuple[bool, ...]) -> list[list[float]]:
-    """Expected standard deviation of the input of every block, stage by stage.
+    """Expected standard deviations of the input of every block, stage by stage.
 
     It starts at 1. Every block adds `ALPHA^2` to the variance, counted from 1 where the shortcut is a
     convolution, whose input is normalised.
@@ -64,7 +64,7 @@ class NFBlock(nn.Module):
 
     @nn.compact
     def __call__(self, xs: jax.Array, *, temporal_gradient: bool) -> jax.Array:
-        """`[T, B, H, W, C]` to `[T, B, ceil(H / stride), ceil(W / stride), features]` (x4: bottleneck)."""
+        """Maps `[T, B, H, W, C]` to `[T, B, H / stride, W / stride, F]`, rounded up (bottleneck: 4 F)."""
 
         def spikes(xs, name):
             return SPIKE_GAIN * LIF(self.neuron, name=name)(xs, temporal_gradient=temporal_gradient)

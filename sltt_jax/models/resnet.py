@@ -32,7 +32,7 @@ class PreActBlock(nn.Module):
 
     @nn.compact
     def __call__(self, xs: jax.Array, *, train: bool, temporal_gradient: bool) -> jax.Array:
-        """`[T, B, H, W, C]` to `[T, B, ceil(H / stride), ceil(W / stride), features]`."""
+        """Maps `[T, B, H, W, C]` to `[T, B, ceil(H / stride), ceil(W / stride), features]`."""
         channels = xs.shape[-1]
         norm = partial(StepBatchNorm, axis_name=self.axis_name)
         conv = partial(_conv, dtype=self.dtype)

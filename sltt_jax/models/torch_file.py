@@ -49,7 +49,7 @@ class _Dict(dict):
 
 
 class _Refused(ValueError):
-    """A name in a pickle that is neither a tensor nor a dict."""
+    """Name in a pickle that is neither a tensor nor a dict."""
 
 
 _STORAGES = {
@@ -64,7 +64,7 @@ _STORAGES = {
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module, name):
-        """What a pickle calls by this name; always ours, never PyTorch's nor the standard library's."""
+        """Finds what a pickle calls by this name: always ours, not PyTorch's nor the standard library's."""
         match module, name:
             case "collections", "OrderedDict":
                 return _Dict
@@ -85,7 +85,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
-    """The state dict in a file, as arrays of the file's dtypes.
+    """Reads the state dict in a file, as arrays of the file's dtypes.
 
     Args:
       path: a `.pth` file of PyTorch >= 1.6, which holds a state dict or a dict with one under "net" (the SLTT

@@ -29,7 +29,7 @@ Model = ResNet | VGG | NFResNet
 
 
 class _Names(NamedTuple):
-    """What the authors' code calls parts of a network."""
+    """Names of parts of a network in the authors' code."""
 
     stem: str
     readout: str
@@ -47,7 +47,7 @@ _COUNTER = "num_batches_tracked"
 
 
 def from_torch(model: Model, state_dict: Mapping[str, np.ndarray]) -> tuple[PyTree, PyTree]:
-    """Parameters and batch statistics of a state dict of the same network.
+    """Takes parameters and batch statistics from a state dict of the same network.
 
     The names are those of the authors' code; what DataParallel, torchvision and spikingjelly call the same
     arrays is understood too. PyTorch's counters of batches are not used and may be missing.
@@ -92,7 +92,7 @@ def from_torch(model: Model, state_dict: Mapping[str, np.ndarray]) -> tuple[PyTr
 
 
 def to_torch(model: Model, params: PyTree, state: PyTree) -> dict[str, np.ndarray]:
-    """The state dict of a network in the names and layouts of the authors' code.
+    """Makes the state dict of a network, in the names and layouts of the authors' code.
 
     `net.load_state_dict({k: torch.from_numpy(x) for k, x in to_torch(...).items()})` takes it strictly.
 
@@ -118,7 +118,7 @@ def to_torch(model: Model, params: PyTree, state: PyTree) -> dict[str, np.ndarra
 
 
 def torch_name(model: Model, path: Sequence[str]) -> str:
-    """What the authors' code calls the variable at `path`.
+    """Name of the variable at `path` in the authors' code.
 
     `("layer1_0", "conv1", "kernel")` is layer1.0.conv1.weight; a membrane or firing rate has the name of its
     neuron.
@@ -156,7 +156,7 @@ def _flatten(variables) -> dict[tuple[str, ...], Any]:
 
 
 def _expected(model):
-    """`{PyTorch's name: ((collection, *path), PyTorch's shape)}` of a network with 3 input channels."""
+    """Maps PyTorch's names to `((collection, *path), PyTorch's shape)`, for 3 input channels."""
     # No shape depends on the size of the images, but some take no large ones, and VGGs no small ones.
     side = 32 if isinstance(model, VGG) else 1
     x = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
@@ -194,7 +194,7 @@ def _from_layout(model, path, x):
 
 
 def _rename(known, names, expected):
-    """The authors' name of each of `names`; a name stays as it is where it has none or another has it.
+    """Authors' name of each of `names`; a name stays as it is where it has none or another has it.
 
     Knows the prefix of DataParallel, the containers that spikingjelly wraps layers in, what others call
     shortcuts and readouts, and the numbered "features" that torchvision and spikingjelly make VGGs of.

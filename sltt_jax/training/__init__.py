@@ -1,6 +1,7 @@
 """Updates, evaluation and the training loop."""
 
-from sltt_jax.training.checkpoints import CHECKPOINTS, DAMAGED, Checkpoints, load_parts, sha256
+from sltt_jax.training.checkpoint_files import sha256
+from sltt_jax.training.checkpoints import CHECKPOINTS, DAMAGED, Checkpoints, load_parts
 from sltt_jax.training.loop import METRICS_FILE, evaluate_all, read_metrics, train_epochs
 from sltt_jax.training.loss_scale import LossScale
 from sltt_jax.training.optimizers import OPTIMIZERS, cosine_per_epoch, make_optimizer

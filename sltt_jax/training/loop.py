@@ -1,4 +1,4 @@
-"""The training loop: epochs of updates, each ended by an evaluation, a line of metrics and a checkpoint."""
+"""Training loop: epochs of updates, each ended by an evaluation, a line of metrics and a checkpoint."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ METRICS_FILE = "metrics.jsonl"
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`, one an epoch; none if there is no such file."""
+    """Reads the lines of `metrics.jsonl`, one an epoch; none if there is no such file."""
     path = workdir / METRICS_FILE
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -172,7 +172,7 @@ def train_epochs(
 
 @dataclasses.dataclass
 class _Epoch:
-    """The epoch that is being trained.
+    """Epoch that is being trained.
 
     Attributes:
       number: from 0.
@@ -190,7 +190,7 @@ class _Epoch:
     data_seconds: float = 0.0
 
     def add(self, metrics, update, workdir):
-        """Waits for an update and refuses to go on from one that is not finite."""
+        """Waits for an update, and raises a FloatingPointError if it is not finite."""
         metrics = jax.device_get(metrics)
         for name, value in zip(metrics._fields, metrics, strict=True):
             if not np.isfinite(value):

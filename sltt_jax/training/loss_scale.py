@@ -10,7 +10,7 @@ GROWTH_INTERVAL = 2000
 
 
 class LossScale(NamedTuple):
-    """What the loss is multiplied by before the backward pass, and its gradients are divided by after it.
+    """Factor of the loss before the backward pass, by which its gradients are divided after it.
 
     Attributes:
       scale: a power of two, float32 scalar.
@@ -22,12 +22,12 @@ class LossScale(NamedTuple):
 
 
 def initial_loss_scale() -> LossScale:
-    """2^15, as high as most networks take it."""
+    """Starts at 2^15, as high as most networks take it."""
     return LossScale(jnp.asarray(FIRST, jnp.float32), jnp.zeros((), jnp.int32))
 
 
 def adjust(loss_scale: LossScale, finite: jax.Array) -> LossScale:
-    """Half of the scale where a gradient was not finite, twice after `GROWTH_INTERVAL` good updates."""
+    """Halves the scale where a gradient was not finite, doubles it after `GROWTH_INTERVAL` good updates."""
     good = jnp.where(finite, loss_scale.good + 1, 0)
     grow = good == GROWTH_INTERVAL
     scale = loss_scale.scale * jnp.where(finite, jnp.where(grow, 2.0, 1.0), 0.5)

@@ -1,4 +1,4 @@
-"""The optimizers of the experiments, from optax."""
+"""Optimizers of the experiments, from optax."""
 
 import jax.numpy as jnp
 import optax
@@ -7,7 +7,7 @@ OPTIMIZERS = ("sgd", "adamw")
 
 
 def cosine_per_epoch(lr: float, *, epochs: int, steps_per_epoch: int) -> optax.Schedule:
-    """PyTorch's CosineAnnealingLR to 0, stepped once an epoch: `lr/2 (1 + cos(pi epoch / epochs))`."""
+    """Builds PyTorch's CosineAnnealingLR to 0, stepped once an epoch: `lr/2 (1 + cos(pi epoch / epochs))`."""
 
     def schedule(step):
         epoch = jnp.asarray(step) // steps_per_epoch
@@ -19,7 +19,7 @@ def cosine_per_epoch(lr: float, *, epochs: int, steps_per_epoch: int) -> optax.S
 def make_optimizer(
     name: str, schedule: optax.ScalarOrSchedule, *, weight_decay: float = 0.0, momentum: float = 0.9
 ) -> optax.GradientTransformation:
-    """SGD as PyTorch has it, or AdamW.
+    """Builds SGD as PyTorch has it, or AdamW.
 
     Args:
       name: "sgd": weight decay is coupled L2 on all parameters, added to the gradient before the momentum

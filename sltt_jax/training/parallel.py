@@ -21,7 +21,7 @@ AXIS = "devices"
 
 
 def local_devices(count: int | None = None) -> Devices:
-    """The first `count` devices of this process; all by default.
+    """Returns the first `count` devices of this process; all by default.
 
     Raises:
       ValueError: there are fewer.
@@ -43,7 +43,7 @@ def check_divides(batch_size: int, parts: int):
 
 
 def split(batch: PyTree, devices: Devices) -> PyTree:
-    """A batch `[B, ...]` on the devices, `[devices, B / devices, ...]`, a part on each."""
+    """Puts a batch `[B, ...]` on the devices, `[devices, B / devices, ...]`, a part on each."""
     mesh = jax.sharding.Mesh(np.asarray(devices), (AXIS,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
     parts = jax.tree.map(lambda a: a.reshape(len(devices), -1, *a.shape[1:]), batch)
@@ -51,13 +51,13 @@ def split(batch: PyTree, devices: Devices) -> PyTree:
 
 
 def replicate(tree: PyTree, devices: Devices) -> PyTree:
-    """A tree of arrays, whole on each of the devices; on the first it may share its memory with `tree`."""
+    """Puts a tree of arrays, whole, on each of the devices; on the first it may share memory with `tree`."""
     mesh = jax.sharding.Mesh(np.asarray(devices), (AXIS,))
     return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
 
 def parallel(f: Callable, devices: Devices, *, arguments: int, donate: bool = False) -> Any:
-    """`f(*arguments, batch)`, built with `axis_name=AXIS`, over devices: batches as `split` makes them.
+    """Compiles `f(*arguments, batch)`, built with `axis_name=AXIS`, for devices and batches as of `split`.
 
     Args:
       f: returns what is the same on all devices.

@@ -38,7 +38,7 @@ def join(coordinator: str, processes: int | None = None, process: int | None = N
 
 @contextlib.contextmanager
 def together():
-    """With several processes, makes the error of a collective operation one that says what it means.
+    """Makes the error of a collective operation of several processes one that says what it means.
 
     Raises:
       ConnectionError: another process ended, or XLA failed in this one.
@@ -68,7 +68,7 @@ def wait_for_all(what: str):
 
 
 def same_everywhere(text: str) -> bool:
-    """Whether all processes give the same text; all of them must call this."""
+    """Tells whether all processes give the same text; all of them must call this."""
     if jax.process_count() == 1:
         return True
     mine = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)

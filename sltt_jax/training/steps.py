@@ -17,7 +17,7 @@ from sltt_jax.training.loss_scale import LossScale, adjust, initial_loss_scale
 
 
 class TrainState(NamedTuple):
-    """All that training carries from update to update.
+    """State that training carries from update to update.
 
     Attributes:
       step: updates done, int32 scalar.
@@ -37,7 +37,7 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Of one update, scalars over the whole batch: mean loss, share of right answers, norm of the gradient.
+    """Scalars of one update over the whole batch: mean loss, share of right answers, norm of the gradient.
 
     An update whose gradient overflowed float16 is left out, and the norm is 0.
     """
@@ -72,7 +72,7 @@ def init_state(
     *,
     scale_loss: bool = False,
 ) -> TrainState:
-    """A fresh training state.
+    """Draws a fresh training state.
 
     Args:
       model: the network.

@@ -8,7 +8,7 @@ from jax.experimental import multihost_utils
 
 
 class Stopped(Exception):
-    """A run was asked to stop, and saved its state.
+    """Raised when a run was asked to stop, and saved its state.
 
     Attributes:
       signal: what it was asked by; a shell gives such a program the exit status `128 + signal`.
@@ -44,7 +44,7 @@ class StopRequests:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def asked(self, update: int) -> signal.Signals | None:
-        """The signal that asks to stop after this update, the same on all processes; None: go on."""
+        """Returns the signal that asks to stop after this update, the same on all processes, or None."""
         if jax.process_count() > 1:
             stop = multihost_utils.reached_preemption_sync_point(update)
             return (self._asked or signal.SIGTERM) if stop else None

@@ -3,21 +3,40 @@
 import functools
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sltt_jax import functional, losses, surrogate
+from sltt_jax.blocks import run
 from sltt_jax.models import MLP, ConvNet
 from sltt_jax.neurons import Neuron, lif
 from sltt_jax.rules import Rule
 
 T = 6
 BATCH = 4
-STEP_LOSS = losses.classification(mse_weight=0.05)
+KEY = 7  # seed of the key that every rule is given
+
+MODELS = {
+    "mlp": MLP(features=(24, 20), classes=5, neuron=Neuron(tau=2.0, v_threshold=0.5)),
+    "convnet": ConvNet(features=(5, 6), classes=5, neuron=Neuron(tau=2.0)),
+}
+SHAPES = {"mlp": (7,), "convnet": (8, 8, 2)}
+NAMES = ("two_matrices", *MODELS)
 
 
 class Net(NamedTuple):
+    """A network and a batch, in the order in which a rule's function takes them.
+
+    Attributes:
+      apply: the network as a rule takes it.
+      params, state: its pytrees, the parameters in double precision.
+      inputs: `[T, B, ...]`.
+      target: of all steps, `[B]` or `[B, classes]`.
+      step_loss: of one step.
+    """
+
     apply: Any
     params: Any
     state: Any
@@ -26,9 +45,9 @@ class Net(NamedTuple):
     step_loss: Any
 
 
-def two_matrices(spike=surrogate.triangle(), tau=2.0) -> Net:  # noqa: B008
+def two_matrices(spike=surrogate.triangle()) -> Net:  # noqa: B008
     """Hand-written, without flax: two layers of neurons, each a matrix; the state is a list of membranes."""
-    neuron = Neuron(tau=tau, surrogate=spike)
+    neuron = Neuron(tau=2.0, surrogate=spike)
 
     def apply(params, state, xs, *, temporal_gradient):
         v1, s1 = lif(state[0], xs @ params["w1"], neuron, temporal_gradient=temporal_gradient)
@@ -40,54 +59,68 @@ def two_matrices(spike=surrogate.triangle(), tau=2.0) -> Net:  # noqa: B008
     state = [jnp.zeros((BATCH, 12)), jnp.zeros((BATCH, 3))]
     inputs = jnp.asarray(rng.normal(size=(T, BATCH, 5)))
     target = jnp.asarray(rng.uniform(size=(BATCH, 3)))
-    return Net(apply, params, state, inputs, target, lambda out, target: jnp.mean((out - target) ** 2))
+    return Net(apply, params, state, inputs, target, squared_error)
 
 
-def mlp(T=T) -> Net:
-    model = MLP(features=(24, 20), classes=5, neuron=Neuron(tau=2.0, v_threshold=0.5))
-    return _linen(model, (7,), T)
+def squared_error(outputs, target):
+    return jnp.mean((outputs - target) ** 2)
 
 
-def convnet(T=T, **kwargs) -> Net:
-    model = ConvNet(features=(5, 6), classes=5, neuron=Neuron(tau=2.0), **kwargs)
-    return _linen(model, (8, 8, 2), T)
-
-
-def _linen(model, shape, T) -> Net:
+def _linen(model, shape) -> Net:
     rng = np.random.default_rng(1)
     inputs = jnp.asarray(rng.normal(size=(T, BATCH, *shape)))
     params, state = functional.init(model, jax.random.key(0), inputs[0])
     params = jax.tree.map(lambda p: p.astype(jnp.float64), params)
-    target = jnp.asarray(rng.integers(0, model.classes, BATCH))
-    return Net(functional.applier(model), params, state, inputs, target, STEP_LOSS)
-
-
-NETS = {"two_matrices": two_matrices, "mlp": mlp, "convnet": convnet}
+    if model == MODELS["mlp"]:
+        target, step_loss = rng.uniform(size=(BATCH, model.classes)), squared_error
+    else:
+        target, step_loss = rng.integers(0, model.classes, BATCH), losses.classification(mse_weight=0.05)
+    return Net(functional.applier(model), params, state, inputs, jnp.asarray(target), step_loss)
 
 
 @functools.cache
 def net(name: str) -> Net:
-    return NETS[name]()
+    """One of `NAMES`; to be called in double precision."""
+    return two_matrices() if name == "two_matrices" else _linen(MODELS[name], SHAPES[name])
+
+
+@functools.cache
+def program(name: str, rule: Rule):
+    """`f(params, state, inputs, target, key) -> ((loss, aux), grads)` of a network under a rule, compiled.
+
+    One function a rule, so that every test which calls it with the same shapes shares a program.
+    """
+    n = net(name)
+    return jax.jit(rule.value_and_grad(n.apply, n.step_loss))
 
 
 @functools.cache
 def gradient(name: str, rule: Rule):
-    """`((loss, aux), grads)` of a network under a rule, compiled; the key of SLTT-K is always the same."""
+    """`((loss, aux), grads)` of a network under a rule; the key of SLTT-K is always the same."""
     n = net(name)
-    f = jax.jit(rule.value_and_grad(n.apply, n.step_loss))
-    return f(n.params, n.state, n.inputs, n.target, jax.random.key(7))
+    return program(name, rule)(n.params, n.state, n.inputs, n.target, jax.random.key(KEY))
+
+
+@functools.cache
+def forward(name: str):
+    """The outputs of all steps, `[T, B, ...]`, and the state after the last, without a rule."""
+    n = net(name)
+    return jax.jit(functools.partial(run, n.apply))(n.params, n.state, n.inputs)
 
 
 def difference(a, b) -> dict[str, float]:
     """For every parameter the largest difference over the largest entry of `b`."""
-    flat_a, flat_b = jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b)
-    assert len(flat_a) == len(flat_b) > 0
-    return {
-        jax.tree_util.keystr(path): float(jnp.max(jnp.abs(x - y)) / jnp.max(jnp.abs(y)))
-        for (path, x), y in zip(flat_a, flat_b, strict=True)
+    chex.assert_trees_all_equal_shapes(a, b)
+    a, b = jax.device_get((a, b))  # NumPy compiles nothing
+    leaves = zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True)
+    found = {
+        jax.tree_util.keystr(path): float(np.abs(x - y).max() / np.abs(y).max()) for (path, x), y in leaves
     }
+    assert found
+    return found
 
 
 def assert_close(a, b, bound=1e-10):
+    """Asserts that `difference` is at most `bound` everywhere."""
     wrong = {k: d for k, d in difference(a, b).items() if not d <= bound}
     assert not wrong, wrong

@@ -182,12 +182,13 @@ def test_missing_files_are_missing(tmp_path):
 
 def test_pickled_network_and_old_format_are_refused(tmp_path):
     torch = pytest.importorskip("torch", reason="PyTorch is an optional development dependency")
-    import torch_nets
+    from tests.common import torch_nets
 
     net = torch_nets.ResNet(blocks=(2, 1), classes=5, width=1 / 16, channels=3, neuron={"tau": 1.5})
     torch.save({"net": net}, tmp_path / "x.pth")
     with pytest.raises(
-        ValueError, match=r"names torch_nets\.ResNet, .* save its state dict alone: torch\.save"
+        ValueError,
+        match=r"names tests\.common\.torch_nets\.ResNet, .* save its state dict alone: torch\.save",
     ):
         read_checkpoint(tmp_path / "x.pth")
     torch.save(net.state_dict(), tmp_path / "y.pth", _use_new_zipfile_serialization=False)

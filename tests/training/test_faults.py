@@ -1,7 +1,7 @@
 """Runs of experiments/train.py in processes of their own that are killed, stopped, or find the disk full.
 
-Whatever happened to a run, the same command goes on with it, and the end is bit for bit that of a run to
-which nothing happened.
+Whatever happened to a run, the same command resumes it, and the end is bit for bit that of a run to which
+nothing happened.
 """
 
 import json
@@ -13,13 +13,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sltt_jax import training
 
-pytestmark = pytest.mark.slow
-
-TRAIN = Path(__file__).parents[1] / "experiments" / "train.py"
+TRAIN = Path(__file__).parents[2] / "experiments" / "train.py"
 UPDATES, EPOCHS = 20, 3
 SETTINGS = (
     "cifar10", "--made", "--model", "convnet", "--features", 4, "--dropout", 0.2, "--T", 2, "--k", 1,
@@ -30,8 +29,7 @@ KILLS = 20  # of every rule
 
 
 def start(workdir, cache, *args, stderr, script=(TRAIN,)):
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    environment |= {
+    environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
@@ -121,8 +119,35 @@ def undisturbed(tmp_path_factory, cache):
     return run
 
 
+# Saves one checkpoint after the other, and tells of each that it has begun.
+SAVING = """
+import itertools, pathlib, sys
+import numpy as np
+from sltt_jax.training import Checkpoints
+with Checkpoints(pathlib.Path(sys.argv[1])) as checkpoints:
+    for n in itertools.count(1):
+        checkpoints.save(n, {"w": np.full(200_000, n, np.float32)}, {"n": n})
+        print(n, flush=True)
+"""
+
+
+def test_killed_in_the_middle_of_a_save(tmp_path):
+    """The smoke test of what the slow ones do to runs: the checkpoint before is whole, and is found."""
+    with subprocess.Popen([sys.executable, "-c", SAVING, tmp_path], stdout=subprocess.PIPE) as process:
+        begun = next(n for n in map(int, process.stdout) if n == 4)
+        process.kill()
+    with training.Checkpoints(tmp_path) as checkpoints:
+        loaded, progress = checkpoints.load({"w": np.zeros(200_000, np.float32)})
+        assert {p.name for p in (tmp_path / training.CHECKPOINTS).iterdir()} == {
+            *map(str, checkpoints.numbers)
+        }
+    assert progress["n"] >= begun - 1 and not (tmp_path / training.DAMAGED).exists()
+    np.testing.assert_array_equal(loaded["w"], np.full(200_000, progress["n"]))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["sltt", "sltt_k", "bptt"])
-def test_killed_at_random_and_gone_on_with(undisturbed, cache, tmp_path, rule):
+def test_killed_at_random_and_resumed(undisturbed, cache, tmp_path, rule):
     whole, period = undisturbed(rule)
     rng = random.Random(rule)
     kills = in_saves = ahead = ended = 0
@@ -147,7 +172,7 @@ def test_killed_at_random_and_gone_on_with(undisturbed, cache, tmp_path, rule):
                 )
         ended += 1
         assert outcome(workdir) == whole
-        # It went on from the last checkpoint every time, and not from the start.
+        # It resumed from the last checkpoint every time, and not from the start.
         assert starts == sorted(starts) and len({*starts}) > len(starts) / 2, starts
         assert not (workdir / training.DAMAGED).exists() and process.saves() == process.checkpoints()
     print(
@@ -157,8 +182,9 @@ def test_killed_at_random_and_gone_on_with(undisturbed, cache, tmp_path, rule):
     assert in_saves
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_asked_to_stop_and_gone_on_with(undisturbed, cache, tmp_path, number):
+def test_asked_to_stop_and_resumed(undisturbed, cache, tmp_path, number):
     """SIGTERM is what a scheduler sends before it takes a machine away, SIGINT is Ctrl-C."""
     whole, _ = undisturbed("sltt")
     workdir = tmp_path / "run"
@@ -166,7 +192,7 @@ def test_asked_to_stop_and_gone_on_with(undisturbed, cache, tmp_path, number):
     assert process.wait_for(lambda: process.lines()), process.end()
     process.process.send_signal(number)
     status, errors = process.end()
-    assert status == 128 + number and f"stopped by {number.name}; the same command goes on" in errors
+    assert status == 128 + number and f"stopped by {number.name}; the same command resumes it" in errors
     summary = json.loads((workdir / "summary.json").read_text())
     assert summary["status"] == "stopped" and 1 <= summary["epochs"] < EPOCHS
     again = Process(workdir, cache, "--rule", "sltt", *SAVES)
@@ -183,7 +209,8 @@ FULL = (
 )
 
 
-def test_a_full_disk_ends_a_run_that_can_be_gone_on_with(undisturbed, cache, tmp_path):
+@pytest.mark.slow
+def test_a_full_disk_ends_a_run_that_can_be_resumed(undisturbed, cache, tmp_path):
     whole, _ = undisturbed("sltt")
     workdir = tmp_path / "run"
     process = Process(workdir, cache, "--rule", "sltt", *SAVES)

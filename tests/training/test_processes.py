@@ -9,15 +9,14 @@ import sys
 import time
 from pathlib import Path
 
-import jax
+import chex
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from sltt_jax import training
 from sltt_jax.training.processes import TIMEOUT
 
-TRAIN = Path(__file__).parents[1] / "experiments" / "train.py"
+TRAIN = Path(__file__).parents[2] / "experiments" / "train.py"
 UPDATES, EPOCHS = 22, 3
 SETTINGS = (
     "digits_mlp", "--features", 32, "--T", 3, "--dropout", 0.2, "--train-samples", 64 * UPDATES,
@@ -40,12 +39,15 @@ def start(workdir, cache, *args, devices=1):
     return subprocess.Popen([*command], env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def start_two(workdir, cache, *args, apart=((), ())):
-    """Two processes of the same arguments, but for those in `apart`."""
+def free_address():
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        coordinator = f"localhost:{free.getsockname()[1]}"
-    where = ("--coordinator", coordinator, "--num-processes", 2, "--process-id")
+        return f"localhost:{free.getsockname()[1]}"
+
+
+def start_two(workdir, cache, *args, apart=((), ())):
+    """Two processes of the same arguments, but for those in `apart`."""
+    where = ("--coordinator", free_address(), "--num-processes", 2, "--process-id")
     return [start(workdir, cache, *args, *apart[number], *where, number) for number in (0, 1)]
 
 
@@ -72,6 +74,27 @@ def together(tmp_path_factory, cache):
     statuses, errors = ended(start_two(workdir, cache))
     assert statuses == [0, 0], errors
     return workdir
+
+
+JOINING = """
+import sys
+from sltt_jax import training
+address, process = sys.argv[1], int(sys.argv[2])
+training.join(address, 2, process)
+print(training.same_everywhere("settings"), training.same_everywhere(f"settings {process}"))
+training.wait_for_all("the end")
+training.leave(3)
+"""
+
+
+def test_two_processes_join_and_compare():
+    """The smoke test of what the slow ones train with."""
+    command = (sys.executable, "-c", JOINING, free_address())
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen([*command, process], **pipes) for process in "01"]
+    outputs = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [3, 3], outputs
+    assert all(out.endswith("True False\n") for out, _ in outputs), outputs
 
 
 @pytest.mark.slow
@@ -101,7 +124,7 @@ def test_two_processes_train_as_one_device(cache, tmp_path):
     statuses, errors = ended([start(tmp_path / "one", cache, *args)])
     assert statuses == [0], errors
     two, one = (all_parameters(tmp_path / name) for name in ("two", "one"))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), two, one)
+    chex.assert_trees_all_close(two, one, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -121,7 +144,7 @@ def test_one_of_two_dies(together, cache, tmp_path, lost):
     assert "another one ended" in errors or "another task died" in errors, errors
     ended(processes)
     assert took < 3 * TIMEOUT
-    # No checkpoint is damaged: the same commands go on, and end where they would have.
+    # No checkpoint is damaged: the same commands resume, and end where they would have.
     statuses, errors = ended(start_two(workdir, cache))
     assert statuses == [0, 0], errors
     assert not (workdir / training.DAMAGED).exists()

@@ -1,4 +1,4 @@
-"""An event camera's recording as arrays, and frames counted from it."""
+"""Recordings of event cameras as arrays, and frames counted from them."""
 
 import dataclasses
 from typing import Literal
@@ -48,7 +48,7 @@ class Events:
 
 
 def between(events: Events, start: int, end: int) -> Events:
-    """The events with `start <= t < end`, in microseconds.
+    """Cuts out the events with `start <= t < end`, in microseconds.
 
     Raises:
       ValueError: there are none.
@@ -63,7 +63,7 @@ def between(events: Events, start: int, end: int) -> Events:
 def frames(
     events: Events, steps: int, *, split_by: SplitBy = "number", size: int | None = None
 ) -> np.ndarray:
-    """Counts of the events in `steps` bins, as SpikingJelly (Fang et al. 2023) counts them.
+    """Counts the events in `steps` bins, as SpikingJelly (Fang et al. 2023) counts them.
 
     `split_by="number"`: bin i holds the events i*(N//T)..(i+1)*(N//T)-1, the last bin also the rest.
     `split_by="time"`: bin i holds the events with i*D <= t - t[0] < (i+1)*D, where D = (t[-1] - t[0]) // T in
@@ -92,7 +92,7 @@ def frames(
 
 
 def _bins(t: np.ndarray, steps: int, split_by: SplitBy) -> np.ndarray:
-    """The bin of every event, `[N]`."""
+    """Bin of every event, `[N]`."""
     if split_by == "number":
         position, length = np.arange(len(t)), len(t) // steps
     elif split_by == "time":
@@ -104,7 +104,7 @@ def _bins(t: np.ndarray, steps: int, split_by: SplitBy) -> np.ndarray:
 
 
 def resize_area(counts: np.ndarray, size: int) -> np.ndarray:
-    """Smaller frames whose pixels are the sums over the areas they cover.
+    """Makes frames smaller: each pixel becomes the sum over the area that it covers.
 
     A pixel on a border is shared in the ratio of the areas, and the sums are rounded to the nearest integer;
     where `size` divides height and width they are plain sums. The arithmetic is exact, so the result does not
@@ -133,14 +133,14 @@ def resize_area(counts: np.ndarray, size: int) -> np.ndarray:
 
 
 def _overlaps(old: int, new: int) -> np.ndarray:
-    """How much of old pixel j (of length `new`) lies in new pixel i (of length `old`), `[new, old]`."""
+    """Lengths of the part of old pixel j (`new` long) in new pixel i (`old` long), `[new, old]`."""
     i, j = np.arange(new)[:, None], np.arange(old)
     left, right = np.maximum(i * old, j * new), np.minimum((i + 1) * old, (j + 1) * new)
     return np.maximum(right - left, 0).astype(np.float64)
 
 
 def narrow(counts: np.ndarray) -> np.ndarray:
-    """The same counts in uint8, or in uint16 where they need it.
+    """Stores counts in uint8, or in uint16 where they need it.
 
     Raises:
       ValueError: a count exceeds 65,535.

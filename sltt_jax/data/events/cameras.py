@@ -9,7 +9,7 @@ import numpy as np
 
 from sltt_jax.data.arrays import ArrayData
 from sltt_jax.data.events.binning import Events, SplitBy, between, frames
-from sltt_jax.data.events.conversion import Source, class_files, load_frames
+from sltt_jax.data.events.conversion import RecordingFile, class_files, load_frames
 from sltt_jax.data.events.files import read_aedat, read_gesture_npy, read_nmnist
 
 CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
@@ -24,7 +24,7 @@ def load_nmnist(
     size: int = 34,
     cache: str | Path | None = None,
 ) -> ArrayData:
-    """N-MNIST (Orchard et al. 2015): `<folder>/Train|Test/<digit>/*.bin`.
+    """Loads N-MNIST (Orchard et al. 2015): `<folder>/Train|Test/<digit>/*.bin`.
 
     Args:
       folder: the extracted release, or a part of its recordings.
@@ -63,7 +63,7 @@ def load_cifar10_dvs(
     preprocessing: Literal["counts", "paper"] = "counts",
     cache: str | Path | None = None,
 ) -> ArrayData:
-    """CIFAR10-DVS (Li et al. 2017): `<folder>/<class>/cifar10_<class>_<i>.aedat` (AEDAT 2.0) or `.aedat4`.
+    """Loads CIFAR10-DVS (Li et al. 2017): `<folder>/<class>/cifar10_<class>_<i>.aedat` (2.0) or `.aedat4`.
 
     Split as by Meng et al. (2023): of every class, i = 0..899 is for training and 900..999 for testing, where
     i is the number in the file's name. Both splits are in the order of class and i.
@@ -112,7 +112,7 @@ def load_dvs_gesture(
     size: int = 128,
     cache: str | Path | None = None,
 ) -> ArrayData:
-    """DVS128 Gesture (Amir et al. 2017), 11 classes, in either of its releases.
+    """Loads DVS128 Gesture (Amir et al. 2017), 11 classes, from either of its releases.
 
     The original, 1,176 and 288 gestures: `<folder>/trials_to_train.txt` and `trials_to_test.txt` list AEDAT
     3.1 recordings; beside `<name>.aedat` lies `<name>_labels.csv`: class 1..11, start, end in microseconds.
@@ -150,7 +150,7 @@ def load_dvs_gesture(
 
 
 def paper_image(counts: np.ndarray, size: int) -> np.ndarray:
-    """What the SLTT authors' transforms ToPILImage, Resize and ToTensor make of frames of DVS-CIFAR10.
+    """Resizes frames of DVS-CIFAR10 as the SLTT authors' ToPILImage, Resize and ToTensor do.
 
     Counts times 255 wrap around in uint8 (1 becomes 255, 2 becomes 254), and Pillow takes two channels for
     brightness and opacity: OFF counts where there are no ON counts are transparent, and lost in resizing.
@@ -171,8 +171,8 @@ def paper_image(counts: np.ndarray, size: int) -> np.ndarray:
     return np.stack([np.asarray(i.resize((size, size), Image.Resampling.BILINEAR)) for i in images])
 
 
-def _cifar10_dvs_splits(sources: list[Source]) -> tuple[list[Source], list[Source]]:
-    numbered: dict[tuple[int, int], Source] = {}
+def _cifar10_dvs_splits(sources: list[RecordingFile]) -> tuple[list[RecordingFile], list[RecordingFile]]:
+    numbered: dict[tuple[int, int], RecordingFile] = {}
     for source in sources:
         name = rf"cifar10_{CIFAR10_CLASSES[source.label]}_(\d{{1,3}})\.aedat4?"
         named = re.fullmatch(name, source.path.name)
@@ -189,15 +189,15 @@ def _cifar10_dvs_splits(sources: list[Source]) -> tuple[list[Source], list[Sourc
     return train, test
 
 
-def _trials(listing: Path) -> list[Source]:
+def _trials(listing: Path) -> list[RecordingFile]:
     paths = [listing.parent / name for name in listing.read_text().split()]
     if not paths:
         raise ValueError(f"{listing}: lists no recordings")
-    return [Source(path, -1, (path.with_name(f"{path.stem}_labels.csv"),)) for path in paths]
+    return [RecordingFile(path, -1, (path.with_name(f"{path.stem}_labels.csv"),)) for path in paths]
 
 
-def _read_trial(source: Source) -> Iterator[tuple[Events, int]]:
-    """The gestures of an original recording, cut as the csv beside it says."""
+def _read_trial(source: RecordingFile) -> Iterator[tuple[Events, int]]:
+    """Gestures of an original recording, cut as the csv beside it says."""
     events, (labels,) = read_aedat(source.path), source.beside
     header, *lines = labels.read_text().split() or [""]
     if not header.startswith("class,") or not lines:
@@ -213,7 +213,7 @@ def _read_trial(source: Source) -> Iterator[tuple[Events, int]]:
         yield gesture, label - 1
 
 
-def _cut_gestures(folder: Path) -> list[Source]:
+def _cut_gestures(folder: Path) -> list[RecordingFile]:
     paths = sorted(folder.glob("*/*.npy"))
     if not paths:
         raise FileNotFoundError(
@@ -222,4 +222,4 @@ def _cut_gestures(folder: Path) -> list[Source]:
     wrong = [path for path in paths if not re.fullmatch(r"\d|10", path.stem)]
     if wrong:
         raise ValueError(f"{wrong[0]}: the name is no class 0..{GESTURES - 1}")
-    return [Source(path, int(path.stem)) for path in paths]
+    return [RecordingFile(path, int(path.stem)) for path in paths]

@@ -1,4 +1,4 @@
-"""From the files of a data set to frames: found by class, converted with a progress bar, kept in a cache."""
+"""Files of a data set become frames: found by class, converted with a progress bar, kept in a cache."""
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -13,16 +13,16 @@ from sltt_jax.data.cache import cached
 from sltt_jax.data.events.binning import Events
 
 
-class Source(NamedTuple):
-    """A file, its recording's class (-1: a file beside it tells), and the files beside it that are read."""
+class RecordingFile(NamedTuple):
+    """File of a recording, its class (-1: a file beside it tells), and the files beside it that are read."""
 
     path: Path
     label: int
     beside: tuple[Path, ...] = ()
 
 
-def class_files(folder: Path, names: Sequence[str], pattern: str) -> list[Source]:
-    """All files `<folder>/<name>/<pattern>`, in the order of `names`, labelled by the place of their name.
+def class_files(folder: Path, names: Sequence[str], pattern: str) -> list[RecordingFile]:
+    """Finds all files `<folder>/<name>/<pattern>`, in the order of `names`, which also gives the labels.
 
     Raises:
       FileNotFoundError: a folder is missing, or has no such files.
@@ -38,16 +38,16 @@ def class_files(folder: Path, names: Sequence[str], pattern: str) -> list[Source
         paths = sorted((folder / name).glob(pattern))
         if not paths:
             raise FileNotFoundError(f"{folder / name}: no {pattern} files")
-        sources += [Source(path, label) for path in paths]
+        sources += [RecordingFile(path, label) for path in paths]
     return sources
 
 
 def load_frames(
     name: str,
     folder: Path,
-    splits: tuple[list[Source], list[Source]],
+    splits: tuple[list[RecordingFile], list[RecordingFile]],
     *,
-    read: Callable[[Source], Iterable[tuple[Events, int]]],
+    read: Callable[[RecordingFile], Iterable[tuple[Events, int]]],
     frame: Callable[[Events], np.ndarray],
     options: dict[str, Any],
     classes: int,
@@ -80,14 +80,14 @@ def load_frames(
 def as_arrays(
     train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """The inputs and labels of both splits by their names in `ArrayData`, the inputs in one type."""
+    """Names inputs and labels of both splits as `ArrayData` does, with the inputs in one type."""
     dtype = np.result_type(train[0], test[0])
     x = {"train_x": train[0].astype(dtype, copy=False), "test_x": test[0].astype(dtype, copy=False)}
     return {**x, "train_y": train[1], "test_y": test[1]}
 
 
-def _convert(name: str, sources: list[Source], read, frame) -> tuple[np.ndarray, np.ndarray]:
-    """The arrays of all recordings in the files, `[N, ...]`, and their classes, `[N]`."""
+def _convert(name: str, sources: list[RecordingFile], read, frame) -> tuple[np.ndarray, np.ndarray]:
+    """Arrays of all recordings in the files, `[N, ...]`, and their classes, `[N]`."""
     xs, ys, reordered = [], [], []
     for source in tqdm(sources, desc=name, unit="file", disable=None):
         for events, label in read(source):

@@ -53,7 +53,7 @@ def read_aedat(path: str | Path) -> Events:
 
 
 def _read_aedat2(path, data: bytes) -> Events:
-    """AEDAT 2.0: header lines with '#', then big-endian address and microseconds, 4 bytes each.
+    """Reads AEDAT 2.0: header lines with '#', then big-endian address and microseconds, 4 bytes each.
 
     A DVS128's address holds the polarity (bit 0, 1 = OFF), x (bits 1-7, counted from the right), y (bits
     8-14), and in bit 15 the mark of what is no event of a pixel. So read jAER's class DVS128, dat2mat.m, to
@@ -73,7 +73,7 @@ def _read_aedat2(path, data: bytes) -> Events:
 
 
 def _read_aedat3(path, data: bytes) -> Events:
-    """AEDAT 3.1: a text header, then packets of a 28-byte header and events, all little endian.
+    """Reads AEDAT 3.1: a text header, then packets of a 28-byte header and events, all little endian.
 
     A polarity event (type 1) is 8 bytes: valid (bit 0), polarity (bit 1), y (bits 2-16), x (bits 17-31), and
     31 bits of microseconds, above which stands the packet's overflow count. Other packets are skipped.
@@ -144,7 +144,7 @@ def _whole(path, data: bytes, size: int) -> bytes:
 
 
 def _events(path, t, x, y, p, *, height: int = 128, width: int = 128) -> Events:
-    """Checked events in the order of time; errors name the file."""
+    """Sorts and checks events; errors name the file."""
     behind = np.maximum.accumulate(t) - t
     reordered = int(np.count_nonzero(behind))
     if reordered:

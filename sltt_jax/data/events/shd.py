@@ -1,4 +1,4 @@
-"""The Heidelberg spiking data sets (Cramer et al. 2020): spoken words as spikes of 700 cochlear channels."""
+"""Heidelberg spiking data sets (Cramer et al. 2020): spoken words as spikes of 700 cochlear channels."""
 
 from pathlib import Path
 from typing import Literal
@@ -24,7 +24,7 @@ def load_shd(
     duration: float = 1.4,
     cache: str | Path | None = None,
 ) -> ArrayData:
-    """Spiking Heidelberg Digits or Spiking Speech Commands: `<folder>/<name>_train.h5` and `<name>_test.h5`.
+    """Loads Spiking Heidelberg Digits or Speech Commands: `<folder>/<name>_train.h5` and `<name>_test.h5`.
 
     Args:
       folder: where the unpacked files are; SSC's validation file is not read.

@@ -8,7 +8,7 @@ import numpy as np
 
 from sltt_jax.data.arrays import ArrayData
 from sltt_jax.data.events.binning import Events, frames
-from sltt_jax.data.events.conversion import Source, load_frames
+from sltt_jax.data.events.conversion import RecordingFile, load_frames
 
 RATE = 8000
 WINDOW, HOP, FOURIER = 200, 80, 256  # 25 ms, 10 ms, and the window padded to a power of two
@@ -24,7 +24,7 @@ def load_fsdd(
     level: float = 4.0,
     cache: str | Path | None = None,
 ) -> ArrayData:
-    """The Free Spoken Digit Dataset (Jackson 2018): `<folder>/recordings/<digit>_<speaker>_<index>.wav`.
+    """Loads the Free Spoken Digit Dataset (2018): `<folder>/recordings/<digit>_<speaker>_<index>.wav`.
 
     Args:
       folder: the repository of the data set. Index 0..4 is for testing, the rest for training, as it says.
@@ -40,12 +40,12 @@ def load_fsdd(
       ValueError: a file is damaged or misnamed, or an option is outside its range.
     """
     folder = Path(folder)
-    splits: tuple[list[Source], list[Source]] = [], []
+    splits: tuple[list[RecordingFile], list[RecordingFile]] = [], []
     for path in sorted((folder / "recordings").glob("*.wav")):
         name = re.fullmatch(r"(\d)_\w+_(\d+)", path.stem)
         if not name:
             raise ValueError(f"{path}: not named <digit>_<speaker>_<index>.wav")
-        splits[int(name[2]) < 5].append(Source(path, int(name[1])))
+        splits[int(name[2]) < 5].append(RecordingFile(path, int(name[1])))
     if not all(splits):
         raise FileNotFoundError(f"{folder / 'recordings'}: needs .wav files of index 0..4 and of others")
     return load_frames(
@@ -61,7 +61,7 @@ def load_fsdd(
 
 
 def read_wav(path: str | Path) -> np.ndarray:
-    """The samples of a recording of one channel, 16 bits, 8 kHz: `[N]`, -1..1, float64.
+    """Reads the samples of a recording of one channel, 16 bits, 8 kHz: `[N]`, -1..1, float64.
 
     Raises:
       ValueError: it is no such file, or truncated.
@@ -113,7 +113,7 @@ def filter_bank(samples: np.ndarray, bands: int) -> np.ndarray:
 
 
 def level_crossings(signal: np.ndarray, level: float) -> np.ndarray:
-    """Send-on-delta sampling (Miskowicz 2006): how many levels each value lies from the one sent last.
+    """Samples by send-on-delta (Miskowicz 2006): by how many levels each value differs from the last sent.
 
         n[m] = trunc((s[m] - r[m-1]) / level)        r[m] = r[m-1] + level n[m]        r[-1] = 0
 
@@ -137,7 +137,7 @@ def level_crossings(signal: np.ndarray, level: float) -> np.ndarray:
 
 
 def _events(path: Path, bands: int, level: float) -> Events:
-    """The level crossings of a recording, as events of a sensor of one row."""
+    """Level crossings of a recording, as events of a sensor of one row."""
     crossings = level_crossings(filter_bank(read_wav(path), bands), level)
     m, band = np.nonzero(crossings)
     number = crossings[m, band]

@@ -23,8 +23,8 @@ from sltt_jax.data.pipeline import Batch
 SIZE = 224
 
 
-class Records(Protocol):
-    """Random access to dicts with `image`, the bytes of a file, and `label`: `images.image_records`."""
+class EncodedImages(Protocol):
+    """Random access to dicts with `image`, the bytes of a file, and `label`: `tfds_sets.image_records`."""
 
     def __len__(self) -> int: ...
 
@@ -32,7 +32,7 @@ class Records(Protocol):
 
 
 def random_resized_crop(image: Image.Image, rng: np.random.Generator, size: int = SIZE) -> Image.Image:
-    """A random part of the image at `size` x `size`: 8 % to 100 % of its area, 3:4 to 4:3 (as torchvision).
+    """Cuts a random part out, of 8 % to 100 % of the area and 3:4 to 4:3 (as torchvision): `size` x `size`.
 
     The part is the largest in the middle if ten draws do not fit into the image.
     """
@@ -53,7 +53,7 @@ def random_resized_crop(image: Image.Image, rng: np.random.Generator, size: int 
 
 
 def resize_center_crop(image: Image.Image, resize: int = 256, size: int = SIZE) -> Image.Image:
-    """The middle `size` x `size` of the image with its shorter side at `resize` (as torchvision)."""
+    """Cuts the middle `size` x `size` out, with the shorter side at `resize` (as torchvision)."""
     short = min(image.size)
     width, height = (int(resize * side / short) for side in image.size)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
@@ -65,7 +65,7 @@ def resize_center_crop(image: Image.Image, resize: int = 256, size: int = SIZE) 
 class Subset:
     """Some of the records of a set, in the order of their numbers in `chosen`."""
 
-    records: Records
+    records: EncodedImages
     chosen: np.ndarray
 
     def __len__(self) -> int:
@@ -95,7 +95,7 @@ class ImageStream:
 
     def __init__(
         self,
-        records: Records,
+        records: EncodedImages,
         batch_size: int,
         *,
         seed: int,
@@ -132,9 +132,9 @@ class ImageStream:
 
 
 def evaluation_batches(
-    records: Records, batch_size: int, *, process: int = 0, processes: int = 1, workers: int = 0
+    records: EncodedImages, batch_size: int, *, process: int = 0, processes: int = 1, workers: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
-    """All images in order, once each over all processes, resized and cropped in the middle.
+    """Returns all images in order, once each over all processes, resized and cropped in the middle.
 
     Every process has the same number of batches, like those of `ImageStream` and with a `mask`
     `[B / processes]`, float32, that is 0 for what fills up the last.
@@ -186,7 +186,7 @@ def _augmented(record: dict[str, Any], rng: np.random.Generator) -> dict[str, An
     return _sample(record, transform)
 
 
-def _evaluated(records: Records, index: int) -> dict[str, Any]:
+def _evaluated(records: EncodedImages, index: int) -> dict[str, Any]:
     if index >= len(records):
         blank = {"x": np.zeros((SIZE, SIZE, 3), np.uint8), "y": np.int32(0)}
         return blank | {"mask": np.float32(0)}

@@ -67,7 +67,7 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def read_cifar(data: bytes, labels: int, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """Records of the binary version of CIFAR (https://www.cs.toronto.edu/~kriz/cifar.html).
+    """Reads the binary version of CIFAR (https://www.cs.toronto.edu/~kriz/cifar.html).
 
     Args:
       data: records of `labels` label bytes and 3 x 32 x 32 pixels, colour first.
@@ -88,7 +88,7 @@ def read_cifar(data: bytes, labels: int, where: str) -> tuple[np.ndarray, np.nda
 
 
 def read_members(source: Path, names: Sequence[str]) -> list[bytes]:
-    """The files `names` of a folder, or of a tar archive whatever folder they lie in there.
+    """Reads the files `names` of a folder, or of a tar archive whatever folder they lie in there.
 
     Raises:
       ValueError: a file is missing, or the archive is damaged.
@@ -108,7 +108,7 @@ def read_members(source: Path, names: Sequence[str]) -> list[bytes]:
 
 
 def jpeg_bytes(data: bytes, where: str) -> bytes:
-    """A file of ImageNet as an RGB or grey JPEG: 22 are CMYK and one is a PNG, these are encoded anew.
+    """Makes a file of ImageNet an RGB or grey JPEG: 22 are CMYK and one is a PNG, these are encoded anew.
 
     Raises:
       ValueError: `data` is not an image.
@@ -125,7 +125,7 @@ def jpeg_bytes(data: bytes, where: str) -> bytes:
 
 
 def idx_splits(builder, dl_manager) -> dict[str, Examples]:
-    """MNIST and Fashion-MNIST: four idx files."""
+    """Splits of MNIST and Fashion-MNIST: four idx files."""
 
     def files(prefix) -> list[Path]:
         names = (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")
@@ -148,7 +148,7 @@ def idx_splits(builder, dl_manager) -> dict[str, Examples]:
 
 
 def cifar_splits(builder, dl_manager) -> dict[str, Examples]:
-    """CIFAR-10 and CIFAR-100: the binary version, as the archive or as the folder in it."""
+    """Splits of CIFAR-10 and CIFAR-100: the binary version, as the archive or as the folder in it."""
     cifar = builder._cifar_info
     source = _find_or_download(builder, dl_manager, cifar.url, cifar.prefix.rstrip("/"))
     features = [builder.info.features[key] for key in cifar.label_keys]
@@ -176,7 +176,7 @@ def cifar_splits(builder, dl_manager) -> dict[str, Examples]:
 
 
 def imagenet_splits(builder, dl_manager) -> dict[str, Examples]:
-    """ImageNet: those splits whose archives are there; they come from image-net.org, on request.
+    """Splits of ImageNet whose archives are there; they come from image-net.org, on request.
 
     They may also lie in `<data_dir>/downloads/manual`, where TFDS asks for them.
     """
@@ -206,7 +206,7 @@ def imagenet_splits(builder, dl_manager) -> dict[str, Examples]:
 
 
 def _without_tensorflow(canonical, splits, **attributes):
-    """The canonical builder with its generators replaced."""
+    """Replaces the generators of a canonical builder."""
     attributes |= {"_split_generators": splits, "__module__": __name__, "name": canonical.name}
     options = {"skip_registration": True}  # the name is taken, by the canonical one
     return types.new_class(canonical.__name__, (canonical,), options, lambda body: body.update(attributes))
@@ -227,7 +227,7 @@ BUILDERS = {
 
 
 def _folders(builder) -> tuple[Path, Path]:
-    """Where users put official files."""
+    """Folders where users put official files."""
     own = Path(builder.data_path).parent
     return own, own.parent / "downloads" / "manual" / own.name
 
@@ -237,7 +237,7 @@ def _find(folders, names) -> Path | None:
 
 
 def _find_or_download(builder, dl_manager, url, unpacked) -> Path:
-    """What the user has put, packed or unpacked, or else a download."""
+    """Finds what the user has put, packed or unpacked, or else downloads it."""
     name = url.rsplit("/", 1)[-1]
     own, manual = _folders(builder)
     if found := _find((own, manual), [unpacked, name]):
@@ -250,7 +250,7 @@ def _find_or_download(builder, dl_manager, url, unpacked) -> Path:
 
 
 def _check_count(where, count, published):
-    """Where a format has no checksum, only their number tells that records are missing at the end."""
+    """Refuses sets that lack images: only their number tells it where a format has no checksum."""
     if count != published:
         raise ValueError(f"{where}: {count} images, the published set has {published}")
 

@@ -50,7 +50,7 @@ class Records:
 
 
 def image_records(name: str, split: str, data_dir: str | Path | None = None) -> Records:
-    """The records of one split with their images still encoded, for `sltt_jax.data.imagenet`.
+    """Opens the records of one split with their images still encoded, for `ImageStream`.
 
     Args and errors are those of `load_images`, and `split` is one that the set has.
     """
@@ -58,7 +58,7 @@ def image_records(name: str, split: str, data_dir: str | Path | None = None) -> 
 
 
 def load_images(name: str, data_dir: str | Path | None = None) -> ArrayData:
-    """An image set in memory, uint8 `[N, H, W, C]` and int32 `[N]`, tested on "test" or else "validation".
+    """Loads an image set, uint8 `[N, H, W, C]` and int32 `[N]`, tested on "test" or else "validation".
 
     The first use prepares mnist, fashion_mnist, cifar10 and cifar100 from their official files (where they
     may lie, `tfds_builders` tells) or a download, and decodes them into `<data_dir>/decoded`, from where
@@ -84,7 +84,7 @@ def load_images(name: str, data_dir: str | Path | None = None) -> ArrayData:
     if shape is None or None in shape or classes is None:
         raise ValueError(
             f"{name}: only images of one size, with class labels, fit into an array; it has "
-            f"{builder.info.features}. `sltt_jax.data.imagenet` streams images of different sizes."
+            f"{builder.info.features}. `sltt_jax.data.images.imagenet` streams images of different sizes."
         )
     builder = _prepared(name, data_dir)
     folder, test = Path(builder.data_path), "test" if "test" in builder.info.splits else "validation"
@@ -114,7 +114,7 @@ def _builder(name, data_dir) -> Any:
 
 
 def _prepared(name, data_dir) -> Any:
-    """The builder of a set that is on disk, whole and readable; it is prepared if it is not there."""
+    """Builder of a set that is on disk, whole and readable; it is prepared if it is not there."""
     builder = _builder(name, data_dir)
     folder = Path(builder.data_path)
     if not folder.exists():

@@ -2,7 +2,6 @@ import itertools
 
 import numpy as np
 import pytest
-from test_events import AEDAT3, aedat2_bytes, aedat3_packet, aedat4_bytes, nmnist_bytes
 
 from sltt_jax.data.events.cameras import (
     CIFAR10_CLASSES,
@@ -11,6 +10,7 @@ from sltt_jax.data.events.cameras import (
     load_nmnist,
     paper_image,
 )
+from tests.common.event_files import AEDAT3, aedat2_bytes, aedat3_packet, aedat4_bytes, nmnist_bytes
 
 
 def write(path, data):
@@ -44,7 +44,7 @@ def test_cache(nmnist, monkeypatch):
     cache = nmnist / "cache"
     first = load_nmnist(nmnist, cache=cache)
     with monkeypatch.context() as without_files:
-        without_files.setattr("sltt_jax.data.event_sets.read_nmnist", None)
+        without_files.setattr("sltt_jax.data.events.cameras.read_nmnist", None)
         again = load_nmnist(nmnist, cache=cache)
         np.testing.assert_array_equal(again.train_x, first.train_x)
         np.testing.assert_array_equal(again.test_y, first.test_y)

@@ -9,7 +9,12 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from sltt_jax.data.images import tfds_builders
-from sltt_jax.data.images.imagenet import ImageStream, evaluation_batches, random_resized_crop, resize_center_crop
+from sltt_jax.data.images.imagenet import (
+    ImageStream,
+    evaluation_batches,
+    random_resized_crop,
+    resize_center_crop,
+)
 from sltt_jax.data.images.tfds_sets import image_records
 
 
@@ -105,19 +110,24 @@ class Ramp(Memory):
         self.items = [{"image": encoded(ramp(320, 320), "PNG"), "label": 1}] * count
 
 
-def test_stream_augments_the_same_way_everywhere():
+@pytest.mark.parametrize(
+    ("part", "options"),
+    [
+        pytest.param(slice(None), {"workers": 2}, marks=pytest.mark.slow, id="two workers"),
+        pytest.param(slice(1, None, 2), {"process": 1, "processes": 2}, id="one of two processes"),
+    ],
+)
+def test_stream_augments_the_same_way_everywhere(part, options):
     records = Ramp(32)
     stream = ImageStream(records, 16, seed=0)
     first, second, third, _ = (next(stream)["x"] for _ in range(4))
     flipped = [x[0, 0, 0] > x[0, -1, 0] for x in np.concatenate([first, second])]
     assert 6 < sum(flipped) < 26
     assert len({x.tobytes() for x in np.concatenate([first, second, third])}) == 48  # also over epochs
-    # Two workers, and one of two processes, from the second batch on.
-    for part, options in ((slice(None), {"workers": 2}), (slice(1, None, 2), {"process": 1, "processes": 2})):
-        other = ImageStream(records, 16, seed=0, **options)
-        other.set_state({"batch": 1})
-        np.testing.assert_array_equal(next(other)["x"], second[part])
-        np.testing.assert_array_equal(next(other)["x"], third[part])
+    other = ImageStream(records, 16, seed=0, **options)
+    other.set_state({"batch": 1})
+    np.testing.assert_array_equal(next(other)["x"], second[part])
+    np.testing.assert_array_equal(next(other)["x"], third[part])
 
 
 @pytest.mark.parametrize("processes", [1, 2])

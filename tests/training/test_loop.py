@@ -1,0 +1,120 @@
+"""Epochs of training: what they yield, and that an interruption leaves no trace."""
+
+import contextlib
+import functools
+import time
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sltt_jax import data, losses, training
+from sltt_jax.data import encoders
+from sltt_jax.models import MLP
+from sltt_jax.neurons import Neuron
+from sltt_jax.rules import bptt, sltt_k
+
+LOSS = losses.classification(mse_weight=0.05)
+T = 3
+
+
+@functools.cache
+def tiny():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 6)).astype(np.float32)
+    y = (x[:, 0] > 0).astype(np.int32)
+    return data.ArrayData(x[:30], y[:30], x[30:], y[30:], classes=2)
+
+
+@functools.cache
+def compiled_for(rule, lr):
+    """An initial state, and the compiled update and evaluation; the state is not to be donated itself."""
+    model = MLP((12,), classes=2, neuron=Neuron(tau=1.5), dropout=0.1)
+    optimizer = training.make_optimizer("sgd", lr)
+    encode = encoders.direct(T, augmentation=lambda key, x: x + 0.01 * jax.random.normal(key, x.shape))
+    state = training.init_state(model, optimizer, encode, jax.random.key(0), jnp.asarray(tiny().train_x[:5]))
+    update = jax.jit(training.make_update(model, rule, LOSS, optimizer, encode), donate_argnums=0)
+    return state, update, jax.jit(training.make_evaluate(model, LOSS, encoders.direct(T)))
+
+
+def fit(workdir, epochs=3, rule=sltt_k(1), lr=0.1, stop_after=None, save_every=None):  # noqa: B008
+    """Records of the epochs, and the parameters after every update."""
+    arrays, (start, update, evaluate) = tiny(), compiled_for(rule, lr)
+    params = []
+
+    def watched(state, batch):
+        if len(params) == stop_after:
+            raise KeyboardInterrupt
+        state, metrics = update(state, batch)
+        params.append(jax.device_get(state.params))
+        return state, metrics
+
+    workdir.mkdir(exist_ok=True)
+    records = []
+    with contextlib.suppress(KeyboardInterrupt), training.Checkpoints(workdir) as checkpoints:
+        records.extend(
+            training.train_epochs(
+                jax.tree.map(jnp.copy, start), watched, evaluate,
+                data.Prefetch(data.ArrayBatches(arrays.train_x, arrays.train_y, 5, seed=0)),
+                {"test": lambda: data.padded_batches(arrays.test_x, arrays.test_y, 5)},
+                epochs=epochs, checkpoints=checkpoints, workdir=workdir, save_every=save_every,
+            )
+        )  # fmt: skip
+    return records, params
+
+
+def test_training_learns_and_writes_what_it_yields(tmp_path):
+    began = time.perf_counter()
+    records, params = fit(tmp_path, epochs=12)
+    took = time.perf_counter() - began
+    assert len(params) == 12 * 6 and [r["epoch"] for r in records] == list(range(1, 13))
+    assert records[-1]["train_loss"] < 0.6 * records[0]["train_loss"]
+    assert records[-1]["train_accuracy"] >= 0.8 and records[-1]["test_accuracy"] >= 0.7
+    assert training.read_metrics(tmp_path) == records
+    # What the parts took is what an epoch took, and all epochs take no longer than the run.
+    for r in records:
+        parts = r["data_seconds"] + r["update_seconds"] + r["evaluation_seconds"]
+        assert parts == pytest.approx(r["seconds"])
+        assert r["samples_per_second"] == pytest.approx(30 / (r["data_seconds"] + r["update_seconds"]))
+        assert 0 < r["seconds_per_update"] < r["seconds"]
+    assert sum(r["seconds"] for r in records) < took
+
+
+def untimed(records):
+    """Records without what a clock gave."""
+    timed = ("seconds", "per_second", "per_update")
+    return [{k: v for k, v in r.items() if not k.endswith(timed)} for r in records]
+
+
+@pytest.mark.parametrize(
+    ("save_every", "again"),
+    [
+        pytest.param(None, [2, 3], id="from the border of an epoch"),
+        pytest.param(2, [2, 3], id="from the middle of an epoch"),
+    ],
+)
+def test_interrupted_and_resumed_is_as_if_never_stopped(tmp_path, save_every, again):
+    whole, params = fit(tmp_path / "whole")
+    before, _ = fit(tmp_path / "parts", stop_after=9, save_every=save_every)  # in the second epoch
+    assert len(before) == 1
+    after, resumed = fit(tmp_path / "parts")
+    assert [r["epoch"] for r in after] == again
+    # Six updates an epoch: what was saved last came after 6 or after 8 updates.
+    assert len(resumed) == 18 - (8 if save_every else 6)
+    chex.assert_trees_all_equal(resumed[-1], params[-1])
+    assert untimed(training.read_metrics(tmp_path / "parts")) == untimed(whole)
+
+
+def test_divergence_stops_and_keeps_the_last_good_state(tmp_path):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"(loss|grad_norm) is (nan|inf) in update \d of epoch 1: .*last good state is",
+    ):
+        fit(tmp_path, lr=1e30, rule=bptt())
+    assert training.read_metrics(tmp_path) == []
+    assert (tmp_path / training.CHECKPOINTS / "0").is_dir()
+    # Training resumes from it with a learning rate that works.
+    records, _ = fit(tmp_path)
+    assert [r["epoch"] for r in records] == [1, 2, 3]
