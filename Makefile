@@ -12,9 +12,8 @@ train: $(READY)
 test: $(READY)
 	$(RUN) -m pytest -n 2 --dist loadfile -m "not slow"
 
-# As the experiments run: with what XLA's CPU compiler is told there.
 test-slow: $(READY)
-	$(RUN) -m pytest -n 2 --dist loadfile -m slow --tuned
+	$(RUN) -m pytest -n 2 --dist loadfile -m slow
 
 lint: $(READY)
 	$(VENV)/bin/ruff format --check .

@@ -1,4 +1,4 @@
-"""What the neurons of a network do: firing rates, dead and saturated layers, operations and energy.
+"""Activity of the neurons of a network: firing rates, dead and saturated layers, operations and energy.
 
     python experiments/activity.py digits                   a preset as it starts
     python experiments/activity.py runs/digits              a run as it ended, or one of its checkpoints
@@ -10,23 +10,23 @@ takes a few seconds. Writes activity.json and activity.png. The energy is the us
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import tyro
+from common.command import check_at_least_one, command, write_json
 from common.configs import PRESETS
-from evaluate import read_run, workdir_of
-from common.measures import Weights, load_weights, measure_activity
+from common.measures import measure_activity
+from common.runs import Experiment, Learned, Run, build, read_run, workdir_of
 from plots.activity import plot_activity
-from common.runs import Experiment, Run, build, prepare_xla, write_json
-from train import fail
 
 from sltt_jax.analysis.activity import Activity, energy, problems
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What is looked at.
+    """Settings: the network, and over how much it is looked at.
 
     Attributes:
       network: a preset, the workdir of a run, or one of its checkpoints.
@@ -47,32 +47,42 @@ class Settings:
     workdir: Path | None = None
 
     def __post_init__(self):
-        for name in ("batch", "T"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be >= 1, got {value}")
+        check_at_least_one(self, "batch", "T")
         if self.network not in PRESETS and (self.reduced or self.made):
             raise ValueError("reduced and made are for presets; a run has its own settings")
         if self.network not in PRESETS and not Path(self.network).is_dir():
             raise ValueError(f"{self.network!r} is no directory, and no preset: {', '.join(PRESETS)}")
 
 
-def open_network(settings: Settings) -> tuple[Experiment, Weights, Path]:
-    """The experiment, its parameters and the directory to write to."""
-    # The rule does not matter, but k, window and chunk must fit T.
-    changed = {"rule": "sltt", "chunk": 1, "devices": 1}
+@command(Settings, __doc__)
+def main(settings: Settings):
+    experiment, learned, workdir = open_network(settings)
+    workdir.mkdir(parents=True, exist_ok=True)
+    batch, starts = next(experiment.data.train), settings.network in PRESETS
+    # Before training the running statistics are not yet those of anything.
+    found = summarise(measure_activity(experiment, learned, batch, train=starts))
+    run = experiment.run
+    write_json(workdir / "activity.json", {"network": settings.network, "T": run.T, **found})
+    when = "at the start" if starts else "trained"
+    plot_activity(found, workdir / "activity.png", title=f"{run.model}, {run.data}, T={run.T}, {when}")
+    print(f"{show(found)}\n\nfiles  {workdir}: activity.json, activity.png")
+
+
+def open_network(settings: Settings) -> tuple[Experiment, Learned, Path]:
+    """Opens the network, and returns its experiment, what it has learnt, and the directory to write to."""
+    # The rule does not matter, but that of the run may need more steps.
+    changed: dict[str, Any] = {"rule": "sltt", "devices": 1}
     changed |= {k: v for k, v in (("batch_size", settings.batch), ("T", settings.T)) if v is not None}
     if settings.network in PRESETS:
-        preset = {**vars(PRESETS[settings.network]()), **changed}
-        run = Run(**preset, reduced=settings.reduced, made=settings.made, data_dir=settings.data_dir)
-        experiment = build(run)
-        state = experiment.initial_state(jax.random.key(run.seed))
+        changed |= {name: getattr(settings, name) for name in ("reduced", "made", "data_dir")}
+        experiment = build(Run.of(settings.network, **changed))
+        state = experiment.initial_state(jax.random.key(experiment.run.seed))
         workdir = Path("runs") / f"activity_{settings.network}"
-        return experiment, Weights(state.params, state.variables), settings.workdir or workdir
+        return experiment, Learned(state.params, state.variables), settings.workdir or workdir
     folder = Path(settings.network)
-    run = dataclasses.replace(read_run(workdir_of(folder), settings.data_dir), **changed)
-    experiment = build(run)
-    return experiment, load_weights(experiment, folder), settings.workdir or workdir_of(folder)
+    workdir = workdir_of(folder)
+    experiment = build(read_run(workdir, settings.data_dir, **changed))
+    return experiment, experiment.load(folder), settings.workdir or workdir
 
 
 def summarise(measured: Activity) -> dict:
@@ -102,7 +112,7 @@ def summarise(measured: Activity) -> dict:
 
 
 def show(found: dict) -> str:
-    """What a person wants to read."""
+    """Writes what a person wants to read."""
     width = max(len(name) for name in found["layers"])
     lines = [f"{'layer':{width}}  firing rate at each step ... (neurons that never spike, always spike)"]
     for name, layer in found["layers"].items():
@@ -117,25 +127,6 @@ def show(found: dict) -> str:
         f"energy of a sample      {1e6 * e['joules']:.4g} uJ; the same ANN {1e6 * e['ann_joules']:.4g} uJ",
     ]
     return "\n".join([*lines, *(f"warning: {problem}" for problem in found["problems"])])
-
-
-def main() -> int:
-    try:
-        settings = tyro.cli(Settings, description=__doc__)
-        prepare_xla()
-        experiment, weights, workdir = open_network(settings)
-        workdir.mkdir(parents=True, exist_ok=True)
-        batch = next(experiment.source.train)
-    except (ValueError, OSError) as error:
-        return fail(error)
-    # Before training the running statistics are not yet those of anything.
-    found = summarise(measure_activity(experiment, weights, batch, train=settings.network in PRESETS))
-    run = experiment.run
-    write_json(workdir / "activity.json", {"network": settings.network, "T": run.T, **found})
-    when = "at the start" if settings.network in PRESETS else "trained"
-    plot_activity(found, workdir / "activity.png", title=f"{run.model}, {run.data}, T={run.T}, {when}")
-    print(f"{show(found)}\n\nfiles  {workdir}: activity.json, activity.png")
-    return 0
 
 
 if __name__ == "__main__":

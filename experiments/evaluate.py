@@ -6,22 +6,21 @@ takes a few seconds a number. Writes evaluation.json into the workdir of the run
 """
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 
 import jax
 import tyro
-from common.runs import Run, build, held_out_batches, prepare_xla, write_json
+from common.command import command, write_json
+from common.runs import build, held_out_batches, read_run, workdir_of
 from tqdm import tqdm
-from train import fail
 
 from sltt_jax import training
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """What is evaluated.
+    """Settings of the evaluation.
 
     Attributes:
       run: the workdir of a run, or one of its checkpoints.
@@ -40,50 +39,11 @@ class Evaluate:
             raise ValueError(f"T must be numbers >= 1, got {self.T}")
 
 
-def workdir_of(path: Path) -> Path:
-    """The workdir of a run, given it or one of its checkpoints."""
-    return path.parent.parent if path.parent.name == training.CHECKPOINTS else path
-
-
-def read_run(workdir: Path, data_dir: Path) -> Run:
-    """The run in a workdir.
-
-    Raises:
-      FileNotFoundError: there is none.
-    """
-    path = workdir / "config.json"
-    if not path.exists():
-        raise FileNotFoundError(f"{workdir} holds no run: it has no config.json")
-    settings = json.loads(path.read_text())
-    settings |= {"features": tuple(settings["features"]), "init_from": None}
-    return Run(**settings, data_dir=data_dir, workdir=workdir)
-
-
-def evaluate(settings: Evaluate, run: Run, T: int) -> dict:
-    """Loss and accuracies of the held-out samples over T steps."""
-    # The rule does not matter, but k, window and chunk must fit T.
-    run = dataclasses.replace(run, T=T, rule="sltt", chunk=1, devices=1)
-    experiment = build(run)
-    state = jax.eval_shape(experiment.initial_state, jax.random.key(0))
-    like = {"params": state.params, "variables": state.variables}
-    state = state._replace(**training.load_parts(settings.run, like, best=settings.best))
-    step = experiment.evaluate()
-    results = {
-        name: training.evaluate_all(step, state, batches())
-        for name, batches in held_out_batches(experiment).items()
-    }
-    return {"T": T, **results}
-
-
-def main() -> int:
-    try:
-        settings = tyro.cli(Evaluate, description=__doc__)
-        prepare_xla()
-        workdir = workdir_of(settings.run)
-        run = read_run(workdir, settings.data_dir)
-        rows = [evaluate(settings, run, T) for T in tqdm(settings.T or (run.T,), unit="T")]
-    except (ValueError, OSError) as error:
-        return fail(error)
+@command(Evaluate, __doc__)
+def main(settings: Evaluate):
+    workdir = workdir_of(settings.run)
+    steps = settings.T or (read_run(workdir, settings.data_dir).T,)
+    rows = [evaluate(settings, T) for T in tqdm(steps, unit="T")]
     write_json(workdir / "evaluation.json", {"checkpoint": str(settings.run), "rows": rows})
     for row in rows:
         parts = (
@@ -92,7 +52,21 @@ def main() -> int:
             if name != "T"
         )
         print(f"T={row['T']:<3}", *parts, sep="  ")
-    return 0
+
+
+def evaluate(settings: Evaluate, T: int) -> dict:
+    """Loss and accuracies of the held-out samples over T steps."""
+    # The rule does not matter, but that of the run may need more steps.
+    run = read_run(workdir_of(settings.run), settings.data_dir, T=T, rule="sltt", devices=1)
+    experiment = build(run)
+    state = jax.eval_shape(experiment.initial_state, jax.random.key(0))
+    state = state._replace(**experiment.load(settings.run, best=settings.best)._asdict())
+    step = experiment.evaluate()
+    results = {
+        name: training.evaluate_all(step, state, batches())
+        for name, batches in held_out_batches(experiment).items()
+    }
+    return {"T": T, **results}
 
 
 if __name__ == "__main__":

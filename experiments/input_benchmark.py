@@ -20,17 +20,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice, repeat
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
-import tyro
+from common.command import check_at_least_one, command, write_json
 from common.configs import PRESETS
 from common.data_sets import WORKERS
 from common.photographs import photographs
-from common.runs import Experiment, Run, build, prepare_xla, training_batches, write_json
+from common.runs import Experiment, Run, build, training_batches
+from common.train_loop import compile_update
 from tqdm import tqdm
-from train import compile_update, fail
 
 from sltt_jax.data import Batch
 from sltt_jax.data.images.imagenet import ImageStream
@@ -42,7 +42,7 @@ PARTS = "pipeline", "update", "loop"
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What is measured.
+    """Settings of the measurement.
 
     Attributes:
       inputs: the presets whose input, network and rule are taken.
@@ -69,9 +69,7 @@ class Settings:
     workdir: Path = Path("runs/inputs")
 
     def __post_init__(self):
-        for name in ("batches", "warmup"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        check_at_least_one(self, "batches", "warmup")
         if self.workers < 0:
             raise ValueError(f"workers must be >= 0, got {self.workers}")
         if not self.inputs:
@@ -82,21 +80,39 @@ class Settings:
             )
 
 
+@command(Settings, __doc__)
+def main(settings: Settings):
+    settings.workdir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        runs = {name: prepare(name, settings, Path(folder) / "tfds") for name in settings.inputs}
+        with tqdm(total=len(PARTS) * len(runs), unit="part") as bar:
+            # Let go of, so that its workers end with it.
+            rows = {name: measure(runs.pop(name), settings, bar) for name in list(runs)}
+    device = {"device": jax.devices()[0].device_kind, "cpu_cores": os.cpu_count(), "jax": jax.__version__}
+    write_json(settings.workdir / "inputs.json", {**device, "batches": settings.batches, "inputs": rows})
+    for name, row in rows.items():
+        data = "made up" if row["made"] else "real"
+        shape = " x ".join(map(str, row["batch"]))
+        update = f"{row['network']}, {row['rule']}, T={row['T']}"
+        print(f"{name}: {data}, {shape} ({row['batch_mib']:.2f} MiB); {update}")
+    print(table(rows))
+    print(f"files  {settings.workdir}: inputs.json")
+
+
 def prepare(name: Input, settings: Settings, folder: Path) -> Experiment:
-    """The run of a preset on one device, with its training batches; photographs are made in `folder`."""
-    preset = PRESETS[name]()
-    common = {"reduced": settings.reduced, "data_dir": settings.data_dir, "devices": 1}
-    if preset.data != "imagenet":
-        made = not (settings.data_dir / preset.data).is_dir()
-        return build(Run(**vars(preset), **common, made=made))
+    """Opens the run of a preset on one device; photographs are made in `folder`."""
+    data = PRESETS[name]().data
+    common: dict[str, Any] = {"reduced": settings.reduced, "data_dir": settings.data_dir, "devices": 1}
+    if data != "imagenet":
+        return build(Run.of(name, **common, made=not (settings.data_dir / data).is_dir()))
     # One batch of made-up arrays gives the shapes.
     B = settings.batch_size
     few = {"batch_size": B, "width": settings.width, "train_samples": B, "test_samples": 1}
-    experiment = build(Run(**{**vars(preset), **few}, **common, made=True))
+    experiment = build(Run.of(name, **few, **common, made=True))
     run = experiment.run
     records = photographs(folder, settings.photographs, seed=run.seed)
     train = ImageStream(records, run.batch_size, seed=run.seed, workers=settings.workers)
-    return experiment._replace(source=experiment.source._replace(train=train))
+    return experiment._replace(data=experiment.data._replace(train=train))
 
 
 def time_batches(batches: Iterator[Batch], count: int) -> list[float]:
@@ -112,7 +128,7 @@ def time_batches(batches: Iterator[Batch], count: int) -> list[float]:
 def time_loop(
     update: Callable, state: TrainState, batches: Iterator[Batch], count: int
 ) -> tuple[TrainState, list[float], list[float]]:
-    """The loop of training: the host takes a batch while the device is at work on the one before.
+    """Times the loop of training: the host takes a batch while the device is at work on the one before.
 
     Returns:
       The state, seconds from one update to the next `[count]`, and of these the seconds in which the last
@@ -151,7 +167,7 @@ def measure(experiment: Experiment, settings: Settings, bar: tqdm) -> dict:
     _, seconds["loop"], waits = time_loop(update, state, batches, count)
     bar.update()
     kept = {name: np.array(values[settings.warmup :]) for name, values in seconds.items()}
-    run, x = experiment.run, experiment.source.batch["x"]
+    run, x = experiment.run, experiment.data.batch["x"]
     return {
         "made": run.made,
         "batch": [run.batch_size, *x.shape[1:]],
@@ -165,7 +181,10 @@ def measure(experiment: Experiment, settings: Settings, bar: tqdm) -> dict:
 
 
 def summary(values: np.ndarray) -> dict[str, float]:
-    """Workers deliver in bursts: there the mean, not the median, tells how many batches a second come."""
+    """Median, 95th percentile and mean.
+
+    Workers deliver in bursts: there the mean, not the median, tells how many batches a second come.
+    """
     return {
         "median": float(np.median(values)),
         "p95": float(np.percentile(values, 95)),
@@ -174,7 +193,7 @@ def summary(values: np.ndarray) -> dict[str, float]:
 
 
 def table(rows: dict[str, dict]) -> str:
-    """Milliseconds a batch: median, 95th percentile and mean."""
+    """Writes a table of milliseconds a batch: median, 95th percentile and mean."""
     lines = [f"{'ms a batch':16}" + "".join(f"{part:>27}" for part in PARTS) + f"{'device':>9}"]
     lines.append(" " * 16 + f"{'median':>11}{'95 %':>8}{'mean':>8}" * len(PARTS) + f"{'waits':>9}")
     for name, row in rows.items():
@@ -182,30 +201,6 @@ def table(rows: dict[str, dict]) -> str:
         numbers = "".join(f"{c['median']:11.2f}{c['p95']:8.2f}{c['mean']:8.2f}" for c in cells)
         lines.append(f"{name:16}{numbers}{row['waiting']:9.1%}")
     return "\n".join(lines)
-
-
-def main() -> int:
-    try:
-        settings = tyro.cli(Settings, description=__doc__)
-        settings.workdir.mkdir(parents=True, exist_ok=True)
-        prepare_xla()
-        with tempfile.TemporaryDirectory() as folder:
-            runs = {name: prepare(name, settings, Path(folder) / "tfds") for name in settings.inputs}
-            with tqdm(total=len(PARTS) * len(runs), unit="part") as bar:
-                # Let go of, so that its workers end with it.
-                rows = {name: measure(runs.pop(name), settings, bar) for name in list(runs)}
-    except (ValueError, OSError) as error:
-        return fail(error)
-    device = {"device": jax.devices()[0].device_kind, "cpu_cores": os.cpu_count(), "jax": jax.__version__}
-    write_json(settings.workdir / "inputs.json", {**device, "batches": settings.batches, "inputs": rows})
-    for name, row in rows.items():
-        data = "made up" if row["made"] else "real"
-        shape = " x ".join(map(str, row["batch"]))
-        update = f"{row['network']}, {row['rule']}, T={row['T']}"
-        print(f"{name}: {data}, {shape} ({row['batch_mib']:.2f} MiB); {update}")
-    print(table(rows))
-    print(f"files  {settings.workdir}: inputs.json")
-    return 0
 
 
 if __name__ == "__main__":

@@ -14,13 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import tyro
-from common.configs import PRESETS
-from cost import trace_update
-from rule_names import parse_rule, show_rule
-from common.runs import Run, write_json
+from common.command import command, markdown_table, write_json
+from common.programs import trace_update
+from common.runs import Run
 from tqdm import tqdm
-from train import fail
 
 from sltt_jax.analysis import time_update
 from sltt_jax.cpu import tune_xla
@@ -41,13 +38,13 @@ MEMORY = (
     Claim("imagenet_stage2", 8.47 / 28.41, 8.47 / 28.41),
 )
 TIME_PRESET = "imagenet_stage2"
-TIME_RULES = "bptt", "sltt", "sltt_k:2", "sltt_k:1"
-PAPER_TIMES = {"bptt": 73.8, "sltt": 66.9, "sltt_k:1": 32.03}  # hours
+TIME_RULES = "bptt", "sltt", "sltt_k(2)", "sltt_k(1)"
+PAPER_TIMES = {"bptt": 73.8, "sltt": 66.9, "sltt_k(1)": 32.03}  # hours
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What is checked.
+    """Settings of the check.
 
     Attributes:
       memory: presets whose memory is compared.
@@ -72,7 +69,28 @@ class Settings:
 
     def run(self, preset: str, rule: str) -> Run:
         """The recipe of a preset under a rule."""
-        return Run(**{**vars(PRESETS[preset]()), "width": self.width, **parse_rule(rule)})
+        return Run.of(preset, width=self.width, rule=rule)
+
+
+@command(Settings, __doc__, xla=tune_xla)
+def main(settings: Settings):
+    settings.workdir.mkdir(parents=True, exist_ok=True)
+    path, parts = settings.workdir / "paper_claims.json", []
+    found: dict[str, list[dict]] = {"memory": [], "time": []}
+    for claim in tqdm([c for c in MEMORY if c.preset in settings.memory], unit="network"):
+        found["memory"].append(memory(settings, claim))
+        write_json(path, found)
+    if found["memory"]:
+        parts.append(f"Memory of one update:\n\n{tabulate_memory(found['memory'])}")
+    if settings.time:
+        found["time"] = times(settings)
+        write_json(path, found)
+        run = settings.run(TIME_PRESET, "bptt")
+        title = f"{run.model}, T={run.T}, batch {settings.time_batch}, {jax.devices()[0].device_kind}"
+        parts.append(f"{title}, over bptt:\n\n{tabulate_times(found['time'])}")
+    text = "\n\n".join(parts)
+    (settings.workdir / "paper_claims.md").write_text(text + "\n")
+    print(f"\n{text}")
 
 
 def memory(settings: Settings, claim: Claim) -> dict:
@@ -119,55 +137,30 @@ def times(settings: Settings) -> list[dict]:
 
 
 def tabulate_memory(rows: list[dict]) -> str:
-    """A Markdown table, a line for every network."""
-    lines = ["| network | T | batch | bptt (GB) | sltt (GB) | ratio | goal | paper |", "|---" * 8 + "|"]
-    for row in rows:
-        size = " | ".join(f"{row[rule]['total_bytes'] / 1e9:.3f}" for rule in ("bptt", "sltt"))
-        lines.append(
-            f"| {row['model']} | {row['T']} | {row['batch']} | {size} "
-            f"| {row['ratio']:.3f} | {row['goal']:.3f} | {row['paper']:.3f} |"
-        )
-    return "\n".join(lines)
+    """Writes a Markdown table, a line for every network."""
+    header = "network", "T", "batch", "bptt (GB)", "sltt (GB)", "ratio", "goal", "paper"
+    lines = (
+        [
+            row["model"],
+            str(row["T"]),
+            str(row["batch"]),
+            *(f"{row[rule]['total_bytes'] / 1e9:.3f}" for rule in ("bptt", "sltt")),
+            *(f"{row[name]:.3f}" for name in ("ratio", "goal", "paper")),
+        ]
+        for row in rows
+    )
+    return markdown_table(header, lines)
 
 
 def tabulate_times(rows: list[dict]) -> str:
-    """A Markdown table, a line for every rule; everything but the first number is over bptt."""
-    exact = rows[0]
-    lines = ["| rule | s / update | time | GFLOP | its bound | paper's time |", "|---" * 6 + "|"]
+    """Writes a Markdown table, a line for every rule; everything but the first number is over bptt."""
+    header = "rule", "s / update", "time", "GFLOP", "its bound", "paper's time"
+    exact, lines = rows[0], []
     for row in rows:
         paper = "" if row["paper_hours"] is None else f"{row['paper_hours'] / exact['paper_hours']:.3f}"
-        lines.append(
-            f"| {show_rule(row['rule'])} | {row['seconds']:.3f} | {row['seconds'] / exact['seconds']:.3f} "
-            f"| {row['flops'] / exact['flops']:.3f} | {row['bound'] / exact['flops']:.3f} | {paper} |"
-        )
-    return "\n".join(lines)
-
-
-def main() -> int:
-    try:
-        settings = tyro.cli(Settings, description=__doc__)
-        tune_xla()
-        settings.workdir.mkdir(parents=True, exist_ok=True)
-        found: dict[str, list[dict]] = {"memory": [], "time": []}
-        for claim in tqdm([c for c in MEMORY if c.preset in settings.memory], unit="network"):
-            found["memory"].append(memory(settings, claim))
-            write_json(settings.workdir / "paper_claims.json", found)
-        if settings.time:
-            found["time"] = times(settings)
-            write_json(settings.workdir / "paper_claims.json", found)
-    except (ValueError, OSError) as error:
-        return fail(error)
-    parts = []
-    if found["memory"]:
-        parts.append(f"Memory of one update:\n\n{tabulate_memory(found['memory'])}")
-    if found["time"]:
-        run = settings.run(TIME_PRESET, "bptt")
-        title = f"{run.model}, T={run.T}, batch {settings.time_batch}, {jax.devices()[0].device_kind}"
-        parts.append(f"{title}, over bptt:\n\n{tabulate_times(found['time'])}")
-    text = "\n\n".join(parts)
-    (settings.workdir / "paper_claims.md").write_text(text + "\n")
-    print(f"\n{text}")
-    return 0
+        ratios = (row[a] / exact[b] for a, b in (("seconds",) * 2, ("flops",) * 2, ("bound", "flops")))
+        lines.append([row["rule"], f"{row['seconds']:.3f}", *(f"{ratio:.3f}" for ratio in ratios), paper])
+    return markdown_table(header, lines)
 
 
 if __name__ == "__main__":

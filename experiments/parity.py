@@ -1,6 +1,6 @@
 """Holds our networks against numbers that the SLTT authors' PyTorch code gave in float64.
 
-    python tests/parity_check.py tests/parity/*.json
+    python experiments/parity.py tests/parity/*.json
 
 A file has one network, run for T steps under several rules: logits, losses, gradients, membranes, running
 statistics and firing rates, long arrays as their norm and their dot product with a random probe. Weights,
@@ -66,27 +66,22 @@ class BadCase(ValueError):
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """A parity file, checked.
+    """Reads a parity file.
 
     Raises:
-      BadCase: it cannot be read, or is malformed.
+      BadCase: it cannot be read, is malformed, or is of a network that we do not have.
     """
     try:
         content = json.loads(Path(path).read_text())
     except (OSError, ValueError) as e:
         raise BadCase(f"cannot read a parity case: {e}") from e
-    validate(content)
-    return content
-
-
-def validate(content: Any):
-    """Raises BadCase unless `content` is in the parity format and is of a network that we have."""
     try:
         _validate(content)
     except BadCase:
         raise
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as e:
         raise BadCase(f"it is malformed: {e!r}") from e
+    return content
 
 
 def _validate(content):
@@ -115,6 +110,7 @@ def _validate(content):
 
 
 def random(seed: int, stream: int, shape) -> np.ndarray:
+    """Random array number `stream` of a case, normal."""
     return np.random.default_rng([seed, stream]).standard_normal(shape)
 
 
@@ -170,7 +166,7 @@ class Network:
         return {"logits": np.asarray(logits), "firing_rates": rates}
 
     def backward(self, rule: rules.Rule) -> dict[str, Any]:
-        """All that a rule returns, in PyTorch's names and layouts; `losses` is of every step, `[T]`."""
+        """What a rule returns, in PyTorch's names and layouts; `losses` is of every step, `[T]`."""
         f = jax.jit(rule.value_and_grad(functional.applier(self.model), self.step_loss))
         (_, aux), grads = f(self.params, self.state, self.inputs, self.labels)
         statistics = to_torch(self.model, {}, aux.state)
@@ -187,7 +183,7 @@ class Network:
 
 
 def compute(content: dict[str, Any], only: tuple[str, ...] | None = None) -> dict[str, dict[str, Any]]:
-    """What our network gives for a case: under "forward", and under each of our rules or those named."""
+    """Results of our network for a case: under "forward", and under each of our rules or those named."""
     network = Network(content)
     results = {"forward": network.forward()}
     for ours, theirs in THEIRS.items():
@@ -276,7 +272,7 @@ def _gradient_error(content, reference, gradients) -> float:
 
 
 def failures(found: Errors) -> list[str]:
-    """What is above its bound, or not a number."""
+    """Lists what is above its bound, or not a number."""
     return [
         f"{rule}: {quantity} {error:.1e} > {BOUNDS[quantity]:.0e}"
         for rule, quantities in found.items()
@@ -285,19 +281,16 @@ def failures(found: Errors) -> list[str]:
     ]
 
 
-def check(case: str | Path | dict[str, Any], only: tuple[str, ...] | None = None) -> Errors:
-    """Errors by rule and quantity of a parity file or of its content; needs 64 bits enabled.
+def check(content: dict[str, Any], only: tuple[str, ...] | None = None) -> Errors:
+    """Errors by rule and quantity of a case; needs 64 bits enabled.
 
     Args:
-      case: a path or what `load` returns.
+      content: what `load` returns.
       only: some of our rules ("bptt", "sltt", "sltt chunk 2", "sltt_k"); all of the file's if None.
 
     Raises:
-      BadCase: the file is malformed, or the case is of a network that we do not have.
+      BadCase: the case is not of the network that it names.
     """
-    if isinstance(case, dict):
-        validate(case)
-    content = case if isinstance(case, dict) else load(case)
     return errors(content, compute(content, only))
 
 
@@ -310,7 +303,7 @@ def main(argv: list[str]) -> int:
         start = time.perf_counter()
         try:
             with jax.enable_x64(True):
-                found = check(file)
+                found = check(load(file))
         except BadCase as e:
             print(f"{file}: {e}", file=sys.stderr)
             status = 2

@@ -2,7 +2,7 @@
 
     python experiments/precision.py digits
 
-takes three minutes on two cores; one that was stopped goes on. Writes precision.json and precision.md into
+takes three minutes on two cores; one that was stopped is resumed. Writes precision.json and precision.md into
 the workdir, and every run. A CPU without units for half precision is slower with it: there it is the accuracy
 that counts.
 """
@@ -11,20 +11,16 @@ import dataclasses
 import sys
 from typing import Literal, get_args
 
-import tyro
-from common.runs import Run, prepare_xla, presets, write_json
-from common.sweeps import mean_std, sweep
-from train import fail, stopped
-
-from sltt_jax.training import Stopped
+from common.command import command, markdown_table, plus_minus, write_results
+from common.runs import Run, presets
+from common.sweeps import entries, sweep
 
 Precision = Literal["float32", "bfloat16", "float16"]
-ENTRIES = "test_accuracy", "train_loss", "seconds_per_update"
 
 
 @dataclasses.dataclass(frozen=True)
 class Precisions(Run):
-    """What the runs have in common, and what they are compared over.
+    """Settings that the runs have in common, and those that they are compared over.
 
     Attributes:
       precisions: of convolutions and matrix products.
@@ -35,39 +31,31 @@ class Precisions(Run):
     seeds: int = 3
 
 
-def tabulate(rows: list[dict]) -> str:
-    """A Markdown table, a line for every precision; mean and standard deviation over the seeds."""
-    lines = [
-        "| precision | test accuracy (%) | train loss | temporaries | time / update |",
-        "|---|---|---|---|---|",
-    ]
-    for row in rows:
-        mean, std = row["test_accuracy"]
-        loss, spread = row["train_loss"]
-        lines.append(
-            f"| {row['precision']} | {100 * mean:.2f} +- {100 * std:.2f} | {loss:.4f} +- {spread:.4f} "
-            f"| {row['temp_bytes'] / 2**20:.2f} MiB | {1e3 * row['seconds_per_update'][0]:.1f} ms |"
-        )
-    return "\n".join(lines)
-
-
-def main() -> int:
-    try:
-        base = tyro.extras.overridable_config_cli(presets("precision_", Precisions), description=__doc__)
-        prepare_xla()
-        rows = []
-        for name, summaries in sweep(base, {p: {"precision": p} for p in base.precisions}, base.seeds):
-            means = {entry: mean_std(summaries, entry) for entry in ENTRIES}
-            rows.append({"precision": name, **means, "temp_bytes": summaries[0]["temp_bytes"]})
-    except (ValueError, OSError, FloatingPointError) as error:
-        return fail(error)
-    except Stopped as error:
-        return stopped(error)
-    write_json(base.workdir / "precision.json", {"seeds": base.seeds, "rows": rows})
+@command(presets("precision_", Precisions), __doc__)
+def main(base: Precisions):
+    rows = []
+    for name, _, summaries in sweep(base, {p: {"precision": p} for p in base.precisions}, base.seeds):
+        means = entries(summaries, "test_accuracy", "train_loss", "seconds_per_update")
+        rows.append({"precision": name, **means, "temp_bytes": summaries[0]["temp_bytes"]})
     table = tabulate(rows)
-    (base.workdir / "precision.md").write_text(table + "\n")
+    write_results(base.workdir, "precision", {"seeds": base.seeds, "rows": rows}, table)
     print(f"{base.preset}, {base.rule}, T={base.T}, {base.epochs} epochs, {base.seeds} seeds\n\n{table}")
-    return 0
+
+
+def tabulate(rows: list[dict]) -> str:
+    """Writes a Markdown table, a line for every precision; mean and standard deviation over the seeds."""
+    header = "precision", "test accuracy (%)", "train loss", "temporaries", "time / update"
+    lines = (
+        [
+            row["precision"],
+            plus_minus(row["test_accuracy"], ".2f", 100),
+            plus_minus(row["train_loss"], ".4f"),
+            f"{row['temp_bytes'] / 2**20:.2f} MiB",
+            f"{1e3 * row['seconds_per_update'][0]:.1f} ms",
+        ]
+        for row in rows
+    )
+    return markdown_table(header, lines)
 
 
 if __name__ == "__main__":

@@ -15,16 +15,15 @@ import time
 from collections.abc import Callable
 
 import jax
-import tyro
-from common.runs import Experiment, Run, build, prepare_xla, presets, write_json
-from train import fail
+from common.command import check_at_least_one, command, markdown_table, write_results
+from common.runs import Experiment, Run, build, presets
 
 from sltt_jax import training
 
 
 @dataclasses.dataclass(frozen=True)
 class Scaling(Run):
-    """What is measured; `batch_size` is that of one device.
+    """Settings of the measurement; `batch_size` is that of one device.
 
     Attributes:
       counts: numbers of devices.
@@ -34,27 +33,36 @@ class Scaling(Run):
     counts: tuple[int, ...] = (1, 2, 4)
     repeats: int = 31
 
-    def __post_init__(self):
-        super().__post_init__()
+    def __post_init__(self, *flags):
+        super().__post_init__(*flags)
         if not self.counts or min(self.counts) < 1:
             raise ValueError(f"counts must be numbers >= 1, got {self.counts}")
-        if self.repeats < 1:
-            raise ValueError(f"repeats must be >= 1, got {self.repeats}")
+        check_at_least_one(self, "repeats")
+
+
+@command(presets("scaling_", Scaling), __doc__)
+def main(run: Scaling):
+    jax.config.update("jax_num_cpu_devices", max(run.counts))
+    rows = [measure(run, count) for count in run.counts]
+    run.workdir.mkdir(parents=True, exist_ok=True)
+    device, table = jax.devices()[0].device_kind, tabulate(rows)
+    write_results(run.workdir, "scaling", {"device": device, "preset": run.preset, "rows": rows}, table)
+    print(f"{run.preset}, {run.rule}, T={run.T}, {device}\n\n{table}")
 
 
 def on_one(experiment: Experiment) -> Callable[[], None]:
-    """An update of the whole batch on the first device; every call goes on from the one before."""
+    """Makes an update of the whole batch on the first device; every call starts from the state before."""
     update = jax.jit(experiment.update(), donate_argnums=0)
-    batch = jax.device_put(experiment.source.batch, experiment.devices[0])
+    batch = jax.device_put(experiment.data.batch, experiment.devices[0])
     return _repeated(update, experiment.initial_state(jax.random.key(0)), batch)
 
 
 def on_all(experiment: Experiment) -> Callable[[], None]:
-    """The same update, with a part of the batch on each device."""
+    """Makes the same update, with a part of the batch on each device."""
     devices = experiment.devices
     update = training.parallel(experiment.update(training.AXIS), devices, arguments=1, donate=True)
     state = training.replicate(experiment.initial_state(jax.random.key(0)), devices)
-    return _repeated(update, state, training.split(experiment.source.batch, devices))
+    return _repeated(update, state, training.split(experiment.data.batch, devices))
 
 
 def _repeated(update, state, batch):
@@ -89,36 +97,22 @@ def measure(run: Scaling, count: int) -> dict:
 
 
 def tabulate(rows: list[dict]) -> str:
-    """A Markdown table, a line for every number of devices."""
-    lines = [
-        "| devices | samples / update | one device, share | one device, whole batch | all devices "
-        "| over one device, whole | samples / s |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        share, whole, sharded = (f"{1e3 * row[name]:.1f} ms" for name in ("share", "whole", "sharded"))
-        lines.append(
-            f"| {row['devices']} | {row['samples']} | {share} | {whole} | {sharded} "
-            f"| {row['sharded'] / row['whole']:.2f} | {row['samples'] / row['sharded']:.0f} |"
-        )
-    return "\n".join(lines)
-
-
-def main() -> int:
-    try:
-        run = tyro.extras.overridable_config_cli(presets("scaling_", Scaling), description=__doc__)
-        prepare_xla()
-        jax.config.update("jax_num_cpu_devices", max(run.counts))
-        rows = [measure(run, count) for count in run.counts]
-        run.workdir.mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError) as error:
-        return fail(error)
-    device = jax.devices()[0].device_kind
-    write_json(run.workdir / "scaling.json", {"device": device, "preset": run.preset, "rows": rows})
-    table = tabulate(rows)
-    (run.workdir / "scaling.md").write_text(table + "\n")
-    print(f"{run.preset}, {run.rule}, T={run.T}, {device}\n\n{table}")
-    return 0
+    """Writes a Markdown table, a line for every number of devices."""
+    header = (
+        "devices", "samples / update", "one device, share", "one device, whole batch", "all devices",
+        "over one device, whole", "samples / s",
+    )  # fmt: skip
+    lines = (
+        [
+            str(row["devices"]),
+            str(row["samples"]),
+            *(f"{1e3 * row[name]:.1f} ms" for name in ("share", "whole", "sharded")),
+            f"{row['sharded'] / row['whole']:.2f}",
+            f"{row['samples'] / row['sharded']:.0f}",
+        ]
+        for row in rows
+    )
+    return markdown_table(header, lines)
 
 
 if __name__ == "__main__":

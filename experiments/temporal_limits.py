@@ -2,9 +2,9 @@
 
     python experiments/temporal_limits.py --data-dir data
 
-takes about half an hour on two cores; one that was stopped goes on. Writes temporal_limits.json and a picture
-for every task. What is asked at the last step came at the first (recall), at both (xor), or row by row
-(digits); spoken digits (fsdd) come as spikes of a filter bank, and are asked for at every step.
+takes about half an hour on two cores; one that was stopped is resumed. Writes temporal_limits.json and a
+picture for every task. What is asked at the last step came at the first (recall), at both (xor), or row by
+row (digits); spoken digits (fsdd) come as spikes of a filter bank, and are asked for at every step.
 
 All networks have two hidden layers of LIF neurons without recurrent weights, so that a membrane is the only
 memory: it keeps 1 - 1/tau of itself in a step. A cue that is d steps ago reaches the answer through it, and
@@ -12,7 +12,6 @@ its gradient comes back through it, but not under SLTT, whose gradient to the we
 """
 
 import dataclasses
-import json
 import math
 import sys
 from functools import partial
@@ -23,17 +22,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
+from common.command import check_at_least_one, command, resumed, write_json
+from common.rule_flags import steps_needed
 from plots.temporal import plot_delays, plot_taus
-from common.runs import prepare_xla, write_json
 from tqdm import tqdm
-from train import fail
 
-from sltt_jax import rules
-from sltt_jax.blocks import run
+from sltt_jax import Neuron, Rule, bptt, lif, parse_rule, run, sltt
+from sltt_jax.analysis import compare, horizon
 from sltt_jax.data import temporal
 from sltt_jax.data.events.spoken_digits import load_fsdd
-from sltt_jax.neurons import Neuron, lif
 
 Task = Literal["recall", "xor", "digits", "fsdd"]
 DELAYED = "recall", "xor"
@@ -43,20 +40,14 @@ TITLES = {
     "digits": "digits row by row",
     "fsdd": "spoken digits",
 }
-RULES: dict[str, rules.Rule] = {
-    "bptt": rules.bptt(),
-    "tbptt(8)": rules.tbptt(8),
-    "tbptt(4)": rules.tbptt(4),
-    "tbptt(2)": rules.tbptt(2),
-    "sltt": rules.sltt(),
-}
+RULES = "bptt", "tbptt(8)", "tbptt(4)", "tbptt(2)", "sltt"
 FSDD_STEPS = 40
 EPSILON = 0.01  # what is left of a membrane after its horizon
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What is tried.
+    """Settings: the tasks and networks that are tried.
 
     Attributes:
       tasks: which of them.
@@ -81,9 +72,7 @@ class Limits:
     workdir: Path = Path("runs/temporal_limits")
 
     def __post_init__(self):
-        for name in ("seeds", "updates", "batch_size", "units"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        check_at_least_one(self, "seeds", "updates", "batch_size", "units")
         if not self.taus or min(self.taus) <= 1:
             raise ValueError(f"taus must be numbers > 1, got {self.taus}")
         if not self.delays or min(self.delays) < 0:
@@ -98,9 +87,64 @@ class Samples(NamedTuple):
     asked: jax.Array
 
 
-def horizon(tau: float) -> float:
-    """Steps after which `EPSILON` of a membrane is left: log(epsilon) / log(1 - 1/tau)."""
-    return math.log(EPSILON) / math.log(1 - 1 / tau)
+@command(Limits, __doc__)
+def main(settings: Limits):
+    settings.workdir.mkdir(parents=True, exist_ok=True)
+    path, elsewhere = settings.workdir / "temporal_limits.json", ("tasks", "delays", "data_dir", "workdir")
+    same = {k: v for k, v in vars(settings).items() if k not in elsewhere}
+    found = resumed(path, "settings", same)
+    rows = found["rows"]
+    done = {(row["task"], row["delay"], row["rule"]) for row in rows}
+    for job in tqdm(list(jobs(settings)), unit="program"):
+        if job not in done:
+            rows += measure(settings, *job)
+            write_json(path, found)
+    for task in settings.tasks:
+        plot = plot_delays if task in DELAYED else plot_taus
+        plot([r for r in rows if r["task"] == task], settings.workdir / f"{task}.png", title=TITLES[task])
+    for row in rows:
+        mean, std = np.mean(row["accuracy"]), np.std(row["accuracy"])
+        print(
+            f"{row['task']:7} delay {row['delay']!s:5} tau {row['tau']:<5g} {row['rule']:9} "
+            f"accuracy {mean:.3f} +- {std:.3f}  cosine {np.mean(row['cosine']):.3f}  "
+            f"cue gradient {np.max(row['cue_gradient']):.1e}"
+        )
+
+
+def jobs(settings: Limits):
+    """Tasks, delays and rules, less the windows that are as long as the task or longer: those are bptt."""
+    for task in settings.tasks:
+        for delay in settings.delays if task in DELAYED else (None,):
+            T = delay + 2 if delay is not None else {"digits": 8, "fsdd": FSDD_STEPS}[task]
+            for rule in RULES:
+                if steps_needed(parse_rule(rule)) < T:
+                    yield task, delay, rule
+
+
+def measure(settings: Limits, task: Task, delay: int | None, rule: str) -> list[dict]:
+    """Trains all taus and seeds of one task under one rule, in one compiled program; a row for every tau."""
+    train, test, without_memory = zip(
+        *(load(task, delay, seed, settings.data_dir) for seed in range(settings.seeds)), strict=True
+    )
+    stack = lambda parts: jax.tree.map(lambda *a: jnp.stack(a), *parts) if delay is not None else parts[0]
+    drawn = 0 if delay is not None else None  # the samples of recall and xor differ from seed to seed
+    classes = int(train[0].y.max()) + 1
+    one = partial(fit, parse_rule(rule), settings, classes)
+    seeds = jax.vmap(one, (drawn, drawn, None, 0))
+    taus = jax.jit(jax.vmap(seeds, (None, None, 0, None)))
+    keys = jax.random.split(jax.random.key(0), settings.seeds)
+    results = jax.device_get(taus(stack(train), stack(test), jnp.asarray(settings.taus), keys))
+    bad = [k for k, v in results.items() if not np.isfinite(v).all()]
+    if bad:
+        raise FloatingPointError(f"{', '.join(bad)} of {task}, delay {delay}, {rule} are not finite")
+    return [
+        {
+            "task": task, "delay": delay, "rule": rule, "tau": tau, "T": train[0].x.shape[1],
+            "horizon": horizon(tau, EPSILON), "without_memory": without_memory[0],
+            **{k: v[i].tolist() for k, v in results.items()},
+        }
+        for i, tau in enumerate(settings.taus)
+    ]  # fmt: skip
 
 
 def load(task: Task, delay: int | None, seed: int, data_dir: Path) -> tuple[Samples, Samples, float]:
@@ -122,7 +166,7 @@ def load(task: Task, delay: int | None, seed: int, data_dir: Path) -> tuple[Samp
 
 
 def init(key: jax.Array, x: jax.Array, units: int, classes: int) -> list[jax.Array]:
-    """Three matrices; the currents of the first have a standard deviation of about 1 where there is input."""
+    """Three random matrices; currents of the first have a standard deviation of about 1 where input is."""
     keys = jax.random.split(key, 3)
     power = jnp.square(x).sum(-1)
     power = power.sum() / (power > 0).sum()
@@ -132,7 +176,7 @@ def init(key: jax.Array, x: jax.Array, units: int, classes: int) -> list[jax.Arr
 
 
 def network(tau: jax.Array):
-    """`apply` of a rule: two layers of neurons and a readout, which answers only when it is asked."""
+    """The `apply` of a rule: two layers of neurons and a readout, which answers only when it is asked."""
     neuron = Neuron(tau=tau)
 
     def apply(params, state, inputs, *, temporal_gradient):
@@ -153,8 +197,8 @@ def step_loss(output, y):
     return jnp.mean(asked * optax.softmax_cross_entropy_with_integer_labels(answer, y))
 
 
-def gradient(rule, params, tau, samples: Samples):
-    """The gradient of a rule, of the mean loss over the steps that are asked."""
+def gradient(rule: Rule, params, tau, samples: Samples):
+    """The gradient of the mean loss over the steps that are asked under a rule, and the answers."""
     x, y, asked = samples
     inputs = jnp.moveaxis(x, 1, 0), jnp.broadcast_to(asked[:, None], (x.shape[1], len(x))).astype(x.dtype)
     state = [jnp.zeros((len(x), w.shape[1])) for w in params[:-1]]
@@ -163,19 +207,17 @@ def gradient(rule, params, tau, samples: Samples):
     return jax.tree.map(lambda g: scale * g, grads), aux.outputs[0]
 
 
-def cosine(a, b):
-    """Of two gradients; 0 if one of them is zero."""
-    norms = optax.tree.norm(a) * optax.tree.norm(b)
-    return jnp.where(norms > 0, optax.tree.vdot(a, b) / jnp.where(norms > 0, norms, 1), 0.0)
+def cosine(gradient, exact):
+    """Cosine of two gradients; 0 if one of them is zero."""
+    return jnp.nan_to_num(compare(gradient, exact).cosine)
 
 
-def fit(rule, settings: Limits, classes: int, train: Samples, test: Samples, tau, key):
+def fit(rule: Rule, settings: Limits, classes: int, train: Samples, test: Samples, tau, key):
     """Trains one network and returns what is reported of it, as scalars."""
     init_key, key = jax.random.split(key)
     params = init(init_key, train.x, settings.units, classes)
     few = train._replace(x=train.x[:256], y=train.y[:256])
-    exact, _ = gradient(rules.bptt(), params, tau, few)
-    grads, _ = gradient(rule, params, tau, few)
+    exact, grads = (gradient(r, params, tau, few)[0] for r in (bptt(), rule))
     optimizer = optax.adam(3e-3)
 
     def update(carry, key):
@@ -187,7 +229,7 @@ def fit(rule, settings: Limits, classes: int, train: Samples, test: Samples, tau
 
     keys = jax.random.split(key, settings.updates)
     (trained, _), _ = jax.lax.scan(update, (params, optimizer.init(params)), keys)
-    _, answers = gradient(rules.sltt(), trained, tau, test)
+    _, answers = gradient(sltt(), trained, tau, test)
     first = train.x[:, 0].any(0) & ~train.x[:, -1].any(0)  # inputs of the cue alone
     return {
         "accuracy": jnp.mean(answers.argmax(-1) == test.y),
@@ -208,74 +250,6 @@ def firing_rate(params, tau, samples: Samples):
     start = jnp.zeros((len(samples.x), params[0].shape[1]))
     spikes, _ = run(layer, params[0], start, jnp.moveaxis(samples.x, 1, 0))
     return spikes.sum(0).mean()
-
-
-def measure(settings: Limits, task: Task, delay: int | None, name: str) -> list[dict]:
-    """All taus and seeds of one task under one rule, in one compiled program; a row for every tau."""
-    train, test, without_memory = zip(
-        *(load(task, delay, seed, settings.data_dir) for seed in range(settings.seeds)), strict=True
-    )
-    stack = lambda parts: jax.tree.map(lambda *a: jnp.stack(a), *parts) if delay is not None else parts[0]
-    drawn = 0 if delay is not None else None  # the samples of recall and xor differ from seed to seed
-    classes = int(train[0].y.max()) + 1
-    one = partial(fit, RULES[name], settings, classes)
-    seeds = jax.vmap(one, (drawn, drawn, None, 0))
-    taus = jax.jit(jax.vmap(seeds, (None, None, 0, None)))
-    keys = jax.random.split(jax.random.key(0), settings.seeds)
-    results = jax.device_get(taus(stack(train), stack(test), jnp.asarray(settings.taus), keys))
-    bad = [k for k, v in results.items() if not np.isfinite(v).all()]
-    if bad:
-        raise FloatingPointError(f"{', '.join(bad)} of {task}, delay {delay}, {name} are not finite")
-    return [
-        {
-            "task": task, "delay": delay, "rule": name, "tau": tau, "T": train[0].x.shape[1],
-            "horizon": horizon(tau), "without_memory": without_memory[0],
-            **{k: v[i].tolist() for k, v in results.items()},
-        }
-        for i, tau in enumerate(settings.taus)
-    ]  # fmt: skip
-
-
-def jobs(settings: Limits):
-    """Tasks, delays and rules, less the windows that are longer than the task."""
-    for task in settings.tasks:
-        for delay in settings.delays if task in DELAYED else (None,):
-            T = delay + 2 if delay is not None else {"digits": 8, "fsdd": FSDD_STEPS}[task]
-            for name, rule in RULES.items():
-                if not isinstance(rule, rules.tbptt) or rule.window < T:
-                    yield task, delay, name
-
-
-def main() -> int:
-    try:
-        settings = tyro.cli(Limits, description=__doc__)
-        prepare_xla()
-        settings.workdir.mkdir(parents=True, exist_ok=True)
-        path = settings.workdir / "temporal_limits.json"
-        same = json.loads(json.dumps(dataclasses.asdict(settings), default=str))
-        same = {k: v for k, v in same.items() if k not in ("tasks", "delays", "data_dir", "workdir")}
-        found = json.loads(path.read_text()) if path.exists() else {"settings": same, "rows": []}
-        if found["settings"] != same:
-            raise ValueError(f"{path} holds results of {found['settings']}; choose another --workdir")
-        rows = found["rows"]
-        done = {(row["task"], row["delay"], row["rule"]) for row in rows}
-        for job in tqdm(list(jobs(settings)), unit="program"):
-            if job not in done:
-                rows += measure(settings, *job)
-                write_json(path, {"settings": same, "rows": rows})
-    except (ValueError, OSError, FloatingPointError) as error:
-        return fail(error)
-    for task in settings.tasks:
-        plot = plot_delays if task in DELAYED else plot_taus
-        plot([r for r in rows if r["task"] == task], settings.workdir / f"{task}.png", title=TITLES[task])
-    for row in rows:
-        mean, std = np.mean(row["accuracy"]), np.std(row["accuracy"])
-        print(
-            f"{row['task']:7} delay {row['delay']!s:5} tau {row['tau']:<5g} {row['rule']:9} "
-            f"accuracy {mean:.3f} +- {std:.3f}  cosine {np.mean(row['cosine']):.3f}  "
-            f"cue gradient {np.max(row['cue_gradient']):.1e}"
-        )
-    return 0
 
 
 if __name__ == "__main__":

@@ -97,6 +97,17 @@ def first_state(apply, params, state, inputs):
     return vary_like((state, total), (params, inputs))
 
 
+def check_target(target: PyTree, outputs: PyTree, T: int):
+    """Raises a ValueError for a target with a time axis, which would be broadcast against every step."""
+    shapes = {(T, *o.shape) for o in jax.tree.leaves(outputs)}
+    for leaf in jax.tree.leaves(target):
+        if jnp.shape(leaf) in shapes:
+            raise ValueError(
+                f"the target {jnp.shape(leaf)} has a time axis, but one target serves all T={T} steps; "
+                "step_loss is given outputs and target of one step"
+            )
+
+
 def forward_of(apply, step_loss, temporal_gradient):
     """Builds the forward pass of a block: `(params, target, state, total, xs) -> (state, total), losses`."""
 
@@ -180,10 +191,12 @@ class BlockRule(Rule):
         block = self.block(apply, step_loss)
 
         def f(params, state, inputs, target, key=None):
-            plan = self.plan(time_steps(inputs), key)
+            T = time_steps(inputs)
+            plan, start = self.plan(T, key), self.start(apply, params, state, inputs)
+            check_target(target, start.outputs, T)
             carry, losses = scan_blocks(
                 lambda carry, block_and_plan: block(params, target, carry, *block_and_plan),
-                self.start(apply, params, state, inputs),
+                start,
                 inputs,
                 self.block_steps,
                 *(() if plan.backward is None else (plan.backward,)),

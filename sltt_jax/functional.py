@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from sltt_jax.blocks import Apply, PyTree
-from sltt_jax.layers import MEMBRANE
+from sltt_jax.layers import BATCH_STATS
 
 
 def _compiled_once(f):
@@ -51,18 +51,31 @@ def init(model: nn.Module, key: jax.Array, x: jax.Array) -> tuple[PyTree, PyTree
     return params, variables
 
 
+def kept(model: nn.Module) -> tuple[str, ...]:
+    """Names the collections that go from batch to batch; all others start anew with every batch.
+
+    They are the batch statistics, and what a network lists in an attribute `kept` of its class.
+    """
+    return (BATCH_STATS, *getattr(model, "kept", ()))
+
+
 def at_rest(model: nn.Module, state: PyTree, x: jax.Array) -> PyTree:
-    """Puts all membranes of `state` at rest, for the batch size of `x`, the input of one step `[B, ...]`.
+    """Puts membranes, and whatever else is not `kept`, at rest.
 
     Nothing of the network is computed for it; after `init` for the same shape it is not traced either.
+
+    Args:
+      model: the network.
+      state: its collections; only those that are `kept` need be there.
+      x: the input of one step, `[B, ...]`, of the batch to come.
     """
-    return {**state, **_membranes(model, x)}
+    return {**state, **_fresh(model, x)}
 
 
 @_compiled_once
-def _membranes(model, x):
+def _fresh(model, x):
     _, state = init(model, jax.random.key(0), x)
-    return {name: value for name, value in state.items() if name == MEMBRANE}
+    return {name: value for name, value in state.items() if name not in kept(model)}
 
 
 def applier(
@@ -90,7 +103,7 @@ def applier(
             rngs=None if key is None else {"dropout": key},
         )
         state = {name: changed[name] for name in state}
-        return (outputs, {name: changed[name] for name in record}) if record else outputs, state
+        return (outputs, {name: changed.get(name, {}) for name in record}) if record else outputs, state
 
     return apply
 

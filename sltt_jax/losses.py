@@ -16,6 +16,7 @@ def _check(logits, labels):
         )
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"labels must be integers (class numbers), got {labels.dtype}")
+    return labels.astype(jnp.int32)  # 8 bits could not name the classes that they are compared with
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -28,7 +29,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     Raises:
       ValueError: wrong ranks, or labels that are not integers.
     """
-    _check(logits, labels)
+    labels = _check(logits, labels)
     classes = logits.shape[-1]
     # optax answers a label beyond the last class with NaN, but counts a negative one from the end.
     labels = jnp.where(labels < 0, classes, labels)
@@ -47,7 +48,7 @@ def mean_squared_error(logits: jax.Array, labels: jax.Array, *, target: str = "o
     Raises:
       ValueError: wrong ranks, labels that are not integers, or an unknown target.
     """
-    _check(logits, labels)
+    labels = _check(logits, labels)
     if target not in MSE_TARGETS:
         raise ValueError(f"target must be one of {MSE_TARGETS}, got {target!r}")
     wanted = 1.0 if target == "ones" else jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)

@@ -26,6 +26,7 @@ from sltt_jax.block_rule import (
     StepLoss,
     block_forward,
     block_gradient,
+    check_target,
     first_state,
     forward_of,
 )
@@ -72,7 +73,10 @@ class bptt(Rule):
 
         def f(params, state, inputs, target, key=None):
             del key
-            check_at_most_T("chunk", self.chunk, time_steps(inputs))
+            T = time_steps(inputs)
+            check_at_most_T("chunk", self.chunk, T)
+            start = first_state(apply, params, state, inputs)
+            check_target(target, start[1], T)
 
             def loss(sums):
                 # Cast within the step, so that the gradients of the steps are summed in the type of `sums`.
@@ -81,7 +85,6 @@ class bptt(Rule):
                     return forward(cast, target, carry[0], carry[1], block[0])
 
                 step = jax.checkpoint(step) if self.remat else step
-                start = first_state(apply, params, state, inputs)
                 (end, total), losses = scan_blocks(step, start, inputs, self.chunk)
                 return losses.mean(), Aux(losses, total, end)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sltt_jax.block_rule import BlockRule, Rule, StepLoss
+from sltt_jax.block_rule import BlockRule, Rule, StepLoss, check_target
 from sltt_jax.blocks import Apply, time_steps
 
 
@@ -46,6 +46,7 @@ def stream(rule: Rule, apply: Apply, step_loss: StepLoss) -> Callable:
             if carry is None:
                 # A copy, since the loop donates its carry and the caller keeps the state.
                 carry = jax.tree.map(jnp.copy, rule.start(apply, params, state, xs))
+                check_target(target, carry.outputs, T)
             carry, loss = step(params, target, carry, xs, *(m[seen : seen + steps] for m in masks))
             if losses:  # of the block before, so that the device is never waited for
                 losses[-1] = np.asarray(losses[-1])

@@ -1,25 +1,79 @@
+"""Shared by all tests: a cache of compiled programs, strict settings of JAX, and a count of programs."""
+
 import os
 from pathlib import Path
 
-# A cache of compiled programs of the tests' own, kept from run to run; processes they start inherit it.
+# The cache is the tests' own and kept from run to run; processes they start inherit it.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
 
 import jax
+import jax.monitoring
 import pytest
 
-from sltt_jax.cpu import tune_xla
-
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 jax.config.update("jax_num_cpu_devices", 4)
 
+XLA_FLAGS = os.environ.get("XLA_FLAGS")
+jax.devices()  # XLA reads its flags here, before a test or what it calls can set others
 
-def pytest_addoption(parser):
-    parser.addoption("--tuned", action="store_true", help="tell XLA what the experiments tell it")
+# Programs that JAX asked for, the seconds they took, and how many of them came from the cache.
+programs = {"asked": 0, "seconds": 0.0, "cached": 0}
 
 
-def pytest_configure(config):
-    if config.getoption("tuned"):
-        tune_xla()
+def _on_duration(event, seconds, **_):
+    if event == "/jax/core/compile/backend_compile_duration":
+        programs["asked"] += 1
+        programs["seconds"] += seconds
+
+
+def _on_event(event, **_):
+    programs["cached"] += event == "/jax/compilation_cache/cache_hits"
+
+
+jax.monitoring.register_event_duration_secs_listener(_on_duration)
+jax.monitoring.register_event_listener(_on_event)
+
+
+def pytest_sessionfinish(session):
+    if hasattr(
+        session.config, "workeroutput"
+    ):  # a worker of pytest-xdist, whose numbers the first process adds
+        session.config.workeroutput["programs"] = programs
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    for name, value in getattr(node, "workeroutput", {}).get("programs", {}).items():
+        programs[name] += value
+
+
+def pytest_terminal_summary(terminalreporter):
+    compiled = programs["asked"] - programs["cached"]
+    terminalreporter.write_line(
+        f"programs: {compiled} compiled in {programs['seconds']:.0f} s, {programs['cached']} from the cache"
+    )
+
+
+def _reset_flags():
+    if XLA_FLAGS is None:
+        os.environ.pop("XLA_FLAGS", None)
+    else:
+        os.environ["XLA_FLAGS"] = XLA_FLAGS
+
+
+@pytest.fixture(autouse=True)
+def flags_of_the_user():
+    """Scripts add to XLA_FLAGS, which processes that later tests start would inherit."""
+    _reset_flags()
+    yield
+    _reset_flags()
+
+
+@pytest.fixture
+def strict_ranks():
+    """Arrays of different ranks are an error, but for scalars: a mistake in the axes could go unseen."""
+    with jax.numpy_rank_promotion("raise"):
+        yield
 
 
 @pytest.fixture
@@ -27,3 +81,9 @@ def x64():
     """Double precision, for identities that are to hold up to rounding."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(params=["jit", "eager"])
+def compiled(request):
+    """`jax.jit`, and then nothing in its place: small functions compute the same either way."""
+    return jax.jit if request.param == "jit" else lambda f, **_: f

@@ -2,10 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.common.nets import T, assert_close, convnet, gradient, net
 
 from sltt_jax.rules import bptt, sltt, sltt_k, tbptt
 from sltt_jax.streaming import stream
+from tests.common.nets import KEY, T, assert_close, gradient, net
 
 
 def cut(inputs, size):
@@ -13,28 +13,39 @@ def cut(inputs, size):
 
 
 @pytest.mark.parametrize(
-    ("rule", "size"), [(sltt(), 1), (sltt(4), 4), (tbptt(4), 4), (sltt_k(2), 1)], ids=str
+    ("name", "rule"),
+    [
+        *(("two_matrices", rule) for rule in (sltt(), sltt(4), tbptt(4), sltt_k(3))),
+        *(("convnet", rule) for rule in (sltt(4), sltt_k(3))),
+    ],
+    ids=str,
 )
-@pytest.mark.parametrize("name", ["two_matrices", "convnet"])
-def test_same_result_as_with_all_steps_at_once(x64, name, rule, size):
+def test_same_result_as_with_all_steps_at_once(x64, name, rule):
     n = net(name)
     f = stream(rule, n.apply, n.step_loss)
-    got = f(n.params, n.state, cut(n.inputs, size), n.target, jax.random.key(7), T=T)
-    expected = gradient(name, rule)
-    assert_close(got, expected, 1e-12)
-    # A second run, of the same compiled function and state.
-    assert_close(f(n.params, n.state, cut(n.inputs, size), n.target, jax.random.key(7), T=T), got, 0)
+
+    def run():
+        return f(n.params, n.state, cut(n.inputs, rule.block_steps), n.target, jax.random.key(KEY), T=T)
+
+    got = run()
+    assert_close(got, gradient(name, rule), 1e-12)
+    assert_close(run(), got, 0)  # of the same compiled function and state
 
 
 def bytes_on_device():
     return sum(x.nbytes for x in jax.live_arrays())
 
 
-@pytest.mark.parametrize(("rule", "size"), [(sltt(chunk=2), 2), (sltt_k(1, draw="first"), 1)], ids=str)
-def test_device_memory_does_not_grow_with_the_stream(x64, rule, size):
-    n = convnet()
-    f = stream(rule, n.apply, n.step_loss)
-    block = np.random.default_rng(0).normal(size=(size, *n.inputs.shape[1:]))
+@pytest.mark.parametrize("rule", [sltt(chunk=2), sltt_k(1, draw="first")], ids=str)
+def test_device_memory_does_not_grow_with_the_stream(x64, rule):
+    n, size = net("two_matrices"), rule.block_steps
+
+    def apply(params, state, xs, *, temporal_gradient):
+        """On inputs that are large beside the loss of a step."""
+        return n.apply(params, state, xs[..., :5], temporal_gradient=temporal_gradient)
+
+    f = stream(rule, apply, n.step_loss)
+    block = np.random.default_rng(0).normal(size=(size, 4, 200))
     peaks = []
     for steps in (8, 64):
         seen = []
@@ -55,28 +66,21 @@ def test_device_memory_does_not_grow_with_the_stream(x64, rule, size):
     assert bytes_on_device() - before == held.nbytes >= 64 // size * block.nbytes
 
 
-def test_impossible_streams(x64):
+@pytest.mark.parametrize(
+    ("rule", "lengths", "T", "message"),
+    [
+        (bptt(), [4], 4, "bptt needs all time steps"),
+        (sltt(2), [3, 1], 4, "block at step 0 of T=4 must hold 2 steps, got 3"),
+        (sltt(2), [2, 1, 2], 5, "block at step 2 of T=5 must hold 2 steps, got 1"),
+        (sltt(2), [2, 2, 2], 4, "block at step 4 of T=4 must hold 0 steps, got 2"),
+        (sltt(2), [2], 4, "ended after 2 of T=4"),
+        (sltt(2), [0], 4, "at least one time step, got T=0"),
+        (sltt(1), [], 0, "T must be >= 1, got 0"),
+        (sltt_k(5, draw="last"), [1, 1, 1, 1], 4, "k=5 is more than the T=4"),
+    ],
+)
+def test_impossible_streams(x64, rule, lengths, T, message):
     n = net("two_matrices")
-
-    def f(rule, blocks, T=4, **kwargs):
-        return stream(rule, n.apply, n.step_loss)(n.params, n.state, blocks, n.target, T=T, **kwargs)
-
-    def of(*lengths):
-        return [np.zeros((length, 4, 5)) for length in lengths]
-
-    with pytest.raises(ValueError, match="bptt needs all time steps"):
-        f(bptt(), of(4))
-    with pytest.raises(ValueError, match="block at step 0 of T=4 must hold 2 steps, got 3"):
-        f(sltt(2), of(3, 1))
-    with pytest.raises(ValueError, match="block at step 2 of T=5 must hold 2 steps, got 1"):
-        f(sltt(2), of(2, 1, 2), T=5)
-    with pytest.raises(ValueError, match="block at step 4 of T=4 must hold 0 steps, got 2"):
-        f(sltt(2), of(2, 2, 2))
-    with pytest.raises(ValueError, match="ended after 2 of T=4"):
-        f(sltt(2), of(2))
-    with pytest.raises(ValueError, match="at least one time step, got T=0"):
-        f(sltt(2), of(0))
-    with pytest.raises(ValueError, match="T must be >= 1, got 0"):
-        f(sltt(1), of(), T=0)
-    with pytest.raises(ValueError, match="k=5 is more than the T=4"):
-        f(sltt_k(5, draw="last"), of(1, 1, 1, 1))
+    blocks = [np.zeros((length, 4, 5)) for length in lengths]
+    with pytest.raises(ValueError, match=message):
+        stream(rule, n.apply, n.step_loss)(n.params, n.state, blocks, n.target, T=T)

@@ -1,15 +1,17 @@
 """The settings of an experiment, and the presets that can be named on the command line."""
 
 import dataclasses
+from dataclasses import InitVar
 from typing import Literal, TypeVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 import tyro
+from common.command import check_at_least_one
+from common.rule_flags import spelt
 
-from sltt_jax import models, rules, surrogate
+from sltt_jax import models, surrogate
 from sltt_jax.neurons import Neuron
-from sltt_jax.rules import Rule
 
 SMALL = {"mlp": models.MLP, "convnet": models.ConvNet}
 RESNETS = {"resnet18": models.ResNet18, "resnet34": models.ResNet34}
@@ -36,18 +38,20 @@ class Config:
       train_samples: training samples that are used; all by default.
       test_samples: likewise.
       validation: share of the training samples that is kept from training, to select an epoch by.
-      preprocessing: of the frames of dvs_cifar10, "paper" as its authors trained on, see event_sets.py.
+      preprocessing: of the frames of dvs_cifar10, "paper" as its authors trained on, see cameras.py.
       model: the network.
       features: units or channels of the hidden layers, of mlp and convnet.
       width: multiplies the channels of the other networks.
-      rule: training rule.
+      rule: training rule, as `str` spells it: "sltt(6)", "sltt_k(2, draw=first)", "bptt(remat=True)",
+        "tbptt(4)"; or its kind alone, which takes its numbers from the flags below.
       T: time steps.
-      k: steps with a backward pass, of sltt_k.
-      draw: how sltt_k picks them.
-      scale: sltt_k divides the sum of their gradients by T ("paper") or by k ("unbiased").
-      window: steps between two cuts, of tbptt.
-      chunk: steps that go through the network together, of sltt and bptt; "auto" is one that is likely to be
-        fast, of sltt.
+      paper_k: k of sltt_k where nothing names it, at most T.
+      k: steps with a backward pass, of sltt_k; by default 2, or what the paper took.
+      draw: how sltt_k picks them; by default "uniform".
+      scale: sltt_k divides the sum of their gradients by T ("paper", the default) or by k ("unbiased").
+      window: steps between two cuts, of tbptt; by default 2.
+      chunk: steps that go through the network together, of sltt and bptt, by default 1; "auto" is one that is
+        likely to be fast, of sltt.
       remat: bptt computes again what it would have to keep.
       tau: membrane time constant in steps.
       v_threshold: firing threshold.
@@ -77,14 +81,15 @@ class Config:
     model: Model = "convnet"
     features: tuple[int, ...] = (32, 64)
     width: float = 1.0
-    rule: Literal["bptt", "tbptt", "sltt", "sltt_k"] = "sltt"
+    rule: str = "sltt"
     T: int = 6
-    k: int = 2
-    draw: Literal["uniform", "first", "last", "strided"] = "uniform"
-    scale: Literal["paper", "unbiased"] = "paper"
-    window: int = 2
-    chunk: int | Literal["auto"] = 1
-    remat: bool = False
+    paper_k: tyro.conf.Suppress[int] = 2
+    k: InitVar[int | None] = None
+    draw: InitVar[Literal["uniform", "first", "last", "strided"] | None] = None
+    scale: InitVar[Literal["paper", "unbiased"] | None] = None
+    window: InitVar[int | None] = None
+    chunk: InitVar[int | Literal["auto"] | None] = None
+    remat: InitVar[bool] = False
     tau: float = 1.1
     v_threshold: float = 1.0
     surrogate: Literal["triangle", "rectangle", "sigmoid", "atan", "fast_sigmoid"] = "triangle"
@@ -102,22 +107,16 @@ class Config:
     select: Literal["last", "validation", "test"] = "last"
     seed: int = 0
 
-    def __post_init__(self):
-        if self.chunk == "auto" and self.rule != "sltt":
-            raise ValueError(f"chunk=auto is for sltt, got rule {self.rule}")
-        for name in ("train_samples", "test_samples", "T", "epochs", "batch_size", "k", "window", "chunk"):
-            value = getattr(self, name)
-            if value not in (None, "auto") and value < 1:
-                raise ValueError(f"{name} must be >= 1, got {value}")
+    def __post_init__(self, k, draw, scale, window, chunk, remat):
+        check_at_least_one(self, "train_samples", "test_samples", "T", "epochs", "batch_size")
         for name in ("lr", "width"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in 0..1, got {self.dropout}")
-        for name, rule in (("k", "sltt_k"), ("window", "tbptt"), ("chunk", "sltt"), ("chunk", "bptt")):
-            value = getattr(self, name)
-            if self.rule == rule and value != "auto" and value > self.T:
-                raise ValueError(f"{name}={value} is more than the T={self.T} time steps")
+        flags = {"k": k, "draw": draw, "scale": scale, "window": window, "chunk": chunk}
+        rule = spelt(self.rule, flags | {"remat": remat or None}, T=self.T, k=self.paper_k)
+        object.__setattr__(self, "rule", rule)
         if not 0 <= self.validation < 1:
             raise ValueError(f"validation must be in 0..1, got {self.validation}")
         if self.select == "validation" and not self.validation:
@@ -139,7 +138,7 @@ def digits() -> Config:
 
 
 def digits_mlp() -> Config:
-    """The same digits, a network of two fully connected layers; at a threshold of 1 its second starts silent.
+    """Digits again, a network of two fully connected layers; at a threshold of 1 its second starts silent.
 
     python experiments/train.py digits_mlp
     """
@@ -200,11 +199,11 @@ def cifar100() -> Config:
 def dvs_cifar10() -> Config:
     """DVS-CIFAR10 (CIFAR10-DVS), VGG-11 (Meng et al. 2023, table 1).
 
-    python experiments/train.py dvs_cifar10 --rule sltt          (or --rule sltt_k --k 2)
+    python experiments/train.py dvs_cifar10 --rule sltt          (or --rule "sltt_k(2)")
     Paper: sltt 77.30 % best without augmentation; 1.07 GB, 3.43 h. bptt 73.60 %, 3.70 GB, 4.47 h.
     """
     return Config(
-        "dvs_cifar10", "dvs_cifar10", model="vgg11", T=10, k=2, epochs=300, batch_size=128, dropout=0.3,
+        "dvs_cifar10", "dvs_cifar10", model="vgg11", T=10, epochs=300, batch_size=128, dropout=0.3,
         lr=0.05, weight_decay=5e-4, mse_weight=0.05, mse_target="one_hot", seed=2022,
     )  # fmt: skip
 
@@ -212,11 +211,11 @@ def dvs_cifar10() -> Config:
 def dvs_gesture() -> Config:
     """DVS128-Gesture, VGG-11 (Meng et al. 2023, table 1).
 
-    python experiments/train.py dvs_gesture --rule sltt          (or --rule sltt_k --k 4)
+    python experiments/train.py dvs_gesture --rule sltt          (or --rule "sltt_k(4)")
     Paper: sltt 97.92 % best; 1.07 GB. bptt 97.22 %, 5.82 GB.
     """
     return Config(
-        "dvs_gesture", "dvs_gesture", model="vgg11", T=20, k=4, epochs=300, batch_size=16, dropout=0.4,
+        "dvs_gesture", "dvs_gesture", model="vgg11", T=20, paper_k=4, epochs=300, batch_size=16, dropout=0.4,
         lr=0.1, weight_decay=5e-4, mse_weight=0.05, seed=2022,
     )  # fmt: skip
 
@@ -227,7 +226,7 @@ def imagenet_stage1() -> Config:
     python experiments/train.py imagenet_stage1 --model nf_resnet34          (or nf_resnet50, nf_resnet101)
     """
     return Config(
-        "imagenet_stage1", "imagenet", model="nf_resnet34", T=1, k=1, window=1, epochs=100, batch_size=256,
+        "imagenet_stage1", "imagenet", model="nf_resnet34", T=1, epochs=100, batch_size=256,
         lr=0.1, weight_decay=1e-5, seed=2022,
     )  # fmt: skip
 
@@ -235,13 +234,13 @@ def imagenet_stage1() -> Config:
 def imagenet_stage2() -> Config:
     """ImageNet, the second stage: six time steps, from the first's parameters (Meng et al. 2023, table 1).
 
-    python experiments/train.py imagenet_stage2 --model nf_resnet34 --rule sltt_k --k 1
+    python experiments/train.py imagenet_stage2 --model nf_resnet34 --rule "sltt_k(1)"
     Paper, NF-ResNet-34: sltt 66.19 %, 8.47 GB, 66.9 h; sltt_k(1) 66.17 %, 32.03 h; bptt 66.47 %, 28.41 GB,
     73.8 h.
     With --init-from runs/imagenet_stage1, the workdir of the first stage.
     """
     return dataclasses.replace(
-        imagenet_stage1(), preset="imagenet_stage2", T=6, k=2, window=2, epochs=30, lr=0.001, weight_decay=0.0
+        imagenet_stage1(), preset="imagenet_stage2", T=6, epochs=30, lr=0.001, weight_decay=0.0
     )
 
 
@@ -254,7 +253,7 @@ AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 def reduced(config: AnyConfig) -> AnyConfig:
-    """The same recipe, small enough for two cores and a few minutes: narrow, few samples, two epochs."""
+    """Makes a recipe small enough for two cores and a few minutes: narrow, few samples, two epochs."""
     return dataclasses.replace(
         config,
         width=config.width / 8,
@@ -266,19 +265,8 @@ def reduced(config: AnyConfig) -> AnyConfig:
     )
 
 
-def make_rule(config: Config) -> Rule:
-    """The training rule of a configuration; chunk="auto" must have become a number."""
-    if config.rule == "bptt":
-        return rules.bptt(chunk=int(config.chunk), remat=config.remat)
-    if config.rule == "tbptt":
-        return rules.tbptt(config.window)
-    if config.rule == "sltt":
-        return rules.sltt(chunk=int(config.chunk))
-    return rules.sltt_k(config.k, draw=config.draw, scale=config.scale)
-
-
 def make_model(config: Config, classes: int, *, axis_name: str | None = None) -> nn.Module:
-    """The network of a configuration, of a `pmap` over `axis_name` if there is one."""
+    """Builds the network of a configuration, of a `pmap` over `axis_name` if there is one."""
     spike = surrogate.SURROGATES[config.surrogate]()
     neuron = Neuron(tau=config.tau, v_threshold=config.v_threshold, surrogate=spike)
     dtype = None if config.precision == "float32" else jnp.dtype(config.precision)

@@ -10,11 +10,12 @@ import jax
 import numpy as np
 from common.configs import Config
 
-from sltt_jax import data, training
-from sltt_jax.data.events.spoken_digits import load_fsdd
+from sltt_jax import data
+from sltt_jax.data import encoders
 from sltt_jax.data.augment import cifar, random_crop, random_flip, random_roll
 from sltt_jax.data.events.cameras import load_cifar10_dvs, load_dvs_gesture, load_nmnist
 from sltt_jax.data.events.shd import load_shd
+from sltt_jax.data.events.spoken_digits import load_fsdd
 
 Loader = Callable[[Path, Config], data.ArrayData]
 
@@ -37,20 +38,20 @@ class Spec:
     load: Loader | None
     events: bool = False
     pixels: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-    augmentation: training.Augmentation | None = None
+    augmentation: encoders.Augmentation | None = None
 
-    def encoder(self, config: Config) -> training.Encoder:
-        """How a batch becomes the network's input of T steps."""
+    def encoder(self, config: Config) -> encoders.Encoder:
+        """Makes a batch the network's input of T steps."""
         if self.events:
             scale = 1 / 255 if config.preprocessing == "paper" else None
-            encode = training.frames(augmentation=self.augmentation, scale=scale)
+            encode = encoders.event_frames(augmentation=self.augmentation, scale=scale)
         else:
             mean, std = self.pixels or (None, None)
-            encode = training.images(config.T, mean=mean, std=std, augmentation=self.augmentation)
-        return training.flat(encode) if config.model == "mlp" and len(self.shape) == 3 else encode
+            encode = encoders.direct(config.T, mean=mean, std=std, augmentation=self.augmentation)
+        return encoders.flat(encode) if config.model == "mlp" and len(self.shape) == 3 else encode
 
     def make(self, T: int, *, train: int, test: int, seed: int) -> data.ArrayData:
-        """Made-up samples of this form, for trying things out without the data.
+        """Makes up samples of this form, for trying things out without the data.
 
         Every class has a random picture (or film) of its own, seen through as much noise. Both are coarse, as
         real images are: a network's first average would leave nothing of white noise.
@@ -81,7 +82,7 @@ def _digits(directory: Path, config: Config) -> data.ArrayData:
 def _images(name: str) -> Loader:
     def load(directory: Path, config: Config) -> data.ArrayData:
         del config
-        from sltt_jax.data.images.tfds_sets import load_images  # imports tensorflow-datasets, which takes a second
+        from sltt_jax.data.images.tfds_sets import load_images  # tensorflow-datasets takes a second to import
 
         return load_images(name, directory)
 
@@ -134,8 +135,8 @@ SPECS = {
 }
 
 
-class Source(NamedTuple):
-    """Where a run takes its batches from; with several processes each has its part of every batch.
+class OpenData(NamedTuple):
+    """The batches of a run; with several processes each has its part of every batch.
 
     Attributes:
       encode: how the network sees a batch.
@@ -144,7 +145,7 @@ class Source(NamedTuple):
       batch: a batch of the training data over all processes, for shapes and types.
     """
 
-    encode: training.Encoder
+    encode: encoders.Encoder
     train: data.Batches
     held_out: Mapping[str, Callable[[], Iterable[dict]]]
     batch: data.Batch
@@ -161,7 +162,7 @@ def spec(config: Config) -> Spec:
     return SPECS[config.data]
 
 
-def open_source(config: Config, directory: Path, *, made: bool) -> Source:
+def open_data(config: Config, directory: Path, *, made: bool) -> OpenData:
     """Opens the data of a configuration, or makes some of the same form.
 
     Raises:
@@ -176,7 +177,7 @@ def open_source(config: Config, directory: Path, *, made: bool) -> Source:
     if not (made or form.load):
         if n_train or n_test:
             raise ValueError("ImageNet is streamed whole: no --train-samples, --test-samples or --reduced")
-        return Source(encode, *_imagenet(config, directory, mine))
+        return OpenData(encode, *_imagenet(config, directory, mine))
     if made and config.preprocessing == "paper":
         raise ValueError("preprocessing=paper is of real recordings; made-up frames are counts")
     if made or not form.load:
@@ -191,11 +192,11 @@ def open_source(config: Config, directory: Path, *, made: bool) -> Source:
         x, y = x[kept], y[kept]
     train = data.ArrayBatches(x, y, B, seed=config.seed, **mine)
     held_out = {name: partial(data.padded_batches, *part, B, **mine) for name, part in parts.items()}
-    return Source(encode, train, held_out, {"x": x[:B], "y": y[:B]})
+    return OpenData(encode, train, held_out, {"x": x[:B], "y": y[:B]})
 
 
 def split_indices(n: int, share: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers 0..n-1 in two parts, both in order; the second is a random `share` of them."""
+    """Splits the numbers 0..n-1 in two parts, both in order; the second is a random `share` of them."""
     order = np.random.default_rng([seed, 1]).permutation(n)
     held = round(share * n)
     return np.sort(order[held:]), np.sort(order[:held])

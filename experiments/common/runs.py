@@ -3,26 +3,27 @@
 import dataclasses
 import inspect
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
-from common import data_sets
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from common.configs import PRESETS, Config, make_model, make_rule, reduced
-from common.data_sets import Source
+from common import data_sets
+from common.command import check_at_least_one, write_json
+from common.configs import PRESETS, Config, make_model, reduced
+from common.rule_flags import AUTO
 
-from sltt_jax import data, functional, losses, rules, training
+from sltt_jax import functional, losses, rules, training
 from sltt_jax.analysis import auto_chunk
-from sltt_jax.blocks import first_step
-from sltt_jax.cpu import tune_xla
+from sltt_jax.blocks import PyTree, first_step
+from sltt_jax.data import Prefetch
 
+CONFIG = "config.json"
 SUMMARY = "summary.json"
 CURVES = "curves.png"
 TENSORBOARD = "tensorboard"
@@ -38,9 +39,9 @@ class Run(Config):
       init_from: start from the parameters and batch statistics of another run: its workdir, or one of its
         checkpoints.
       data_dir: directory of the data sets.
-      workdir: directory of all that the run writes. A run of the same settings that is in it already is gone
-        on with.
-      resume: insist on going on with a run.
+      workdir: directory of all that the run writes. A run of the same settings that is in it already is
+        resumed.
+      resume: insist on resuming a run.
       overwrite: start anew in a workdir that holds a run.
       devices: of this process that are used; all by default.
       coordinator: with several processes, host:port of the first; "auto" if Slurm, MPI or the TPU pod tells
@@ -69,12 +70,9 @@ class Run(Config):
     tensorboard: bool = False
     gigabytes: float = 4.0
 
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("devices", "num_processes", "save_every", "keep"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be >= 1, got {value}")
+    def __post_init__(self, *flags):
+        super().__post_init__(*flags)
+        check_at_least_one(self, "devices", "num_processes", "save_every", "keep")
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite exclude each other")
         if self.coordinator not in (None, "auto") and not self.coordinator.rpartition(":")[2].isdecimal():
@@ -87,15 +85,27 @@ class Run(Config):
         if any(told) != all(told):
             raise ValueError("several processes need all of --coordinator, --num-processes, --process-id")
 
+    @classmethod
+    def of(cls, preset: str, **changes: Any) -> Self:
+        """Makes the run of a preset, with other settings where `changes` names them."""
+        return cls(**{**vars(PRESETS[preset]()), **changes})
+
 
 AnyRun = TypeVar("AnyRun", bound=Run)
+
+
+class Learned(NamedTuple):
+    """Parameters and batch statistics of a network: what it has learnt."""
+
+    params: PyTree
+    variables: PyTree
 
 
 class Experiment(NamedTuple):
     """A run whose settings were found good, with its data, network, rule and loss at hand."""
 
     run: Run
-    source: Source
+    data: data_sets.OpenData
     model: nn.Module
     rule: rules.Rule
     step_loss: rules.StepLoss
@@ -104,40 +114,50 @@ class Experiment(NamedTuple):
 
     @property
     def sharded(self) -> bool:
-        """Whether there is more than one device."""
+        """True with more than one device."""
         return len(self.devices) * jax.process_count() > 1
 
     def initial_state(self, key: jax.Array) -> training.TrainState:
-        """The state before the first update."""
-        x = jnp.asarray(self.source.batch["x"])
+        """Draws the state before the first update."""
+        x = jnp.asarray(self.data.batch["x"])
         init = partial(training.init_state, scale_loss=self.run.precision == "float16")
-        return jax.jit(init, static_argnums=(0, 1, 2))(self.model, self.optimizer, self.source.encode, key, x)
+        return jax.jit(init, static_argnums=(0, 1, 2))(self.model, self.optimizer, self.data.encode, key, x)
+
+    def load(self, folder: Path, *, best: bool = False) -> Learned:
+        """Reads what a run has learnt: at its last checkpoint, its best one, or the one that `folder` is.
+
+        Raises:
+          FileNotFoundError, ValueError: as `training.load_parts`.
+        """
+        state = jax.eval_shape(self.initial_state, jax.random.key(0))
+        like = {"params": state.params, "variables": state.variables}
+        return Learned(**training.load_parts(folder, like, best=best))
 
     def update(self, axis_name: str | None = None) -> Callable:
-        """The update, to be compiled; with `axis_name` its part on one device."""
+        """Makes the update, to be compiled; with `axis_name` its part on one device."""
         return training.make_update(
-            self.model_on(axis_name), self.rule, self.step_loss, self.optimizer, self.source.encode,
+            self.model_on(axis_name), self.rule, self.step_loss, self.optimizer, self.data.encode,
             axis_name=axis_name,
         )  # fmt: skip
 
     def evaluate(self) -> Callable:
-        """The evaluation of a batch, compiled when it is called; its batches are made by `put`."""
-        make = partial(training.make_evaluate, self.model, self.step_loss, self.source.encode)
+        """Makes the evaluation of a batch, compiled when it is called; its batches are made by `put`."""
+        make = partial(training.make_evaluate, self.model, self.step_loss, self.data.encode)
         if not self.sharded:
             return jax.jit(make())
         return training.parallel(make(axis_name=training.AXIS), self.devices, arguments=2)
 
     def put(self, batch: Any) -> Any:
-        """A batch of this process on its devices."""
+        """Puts a batch of this process on its devices."""
         return training.split(batch, self.devices) if self.sharded else jax.device_put(batch, self.devices[0])
 
     def model_on(self, axis_name: str | None) -> nn.Module:
-        """The network, with its batch statistics over `axis_name` where the settings say so."""
+        """Builds the network, with its batch statistics over `axis_name` where the settings say so."""
         return make_model(self.run, data_sets.spec(self.run).classes, axis_name=axis_name)
 
 
 def build(run: Run) -> Experiment:
-    """Everything that a run is made of.
+    """Makes everything that a run is made of.
 
     Raises:
       ValueError: a setting that cannot be.
@@ -149,24 +169,25 @@ def build(run: Run) -> Experiment:
     training.check_divides(run.batch_size, len(devices) * jax.process_count())
     model = make_model(run, data_sets.spec(run).classes)
     step_loss = losses.classification(mse_weight=run.mse_weight, mse_target=run.mse_target)
-    source = data_sets.open_source(run, run.data_dir, made=run.made)
-    if run.chunk == "auto":
-        run = dataclasses.replace(run, chunk=_chosen_chunk(run, source, model, step_loss, len(devices)))
+    data = data_sets.open_data(run, run.data_dir, made=run.made)
+    if run.rule == AUTO:
+        chunk = _chosen_chunk(run, data, model, step_loss, len(devices))
+        run = dataclasses.replace(run, rule=str(rules.sltt(chunk)))
     schedule = training.cosine_per_epoch(
-        run.lr, epochs=run.epochs, steps_per_epoch=source.train.steps_per_epoch
+        run.lr, epochs=run.epochs, steps_per_epoch=data.train.steps_per_epoch
     )
     optimizer = training.make_optimizer(
         run.optimizer, schedule, weight_decay=run.weight_decay, momentum=run.momentum
     )
-    return Experiment(run, source, model, make_rule(run), step_loss, optimizer, devices)
+    return Experiment(run, data, model, rules.parse_rule(run.rule), step_loss, optimizer, devices)
 
 
-def _chosen_chunk(run, source, model, step_loss, devices):
-    """For the part of a batch that is on one device."""
+def _chosen_chunk(run, data, model, step_loss, devices):
+    """Finds a chunk for the part of a batch that is on one device."""
     parts = devices * jax.process_count()
     of_part = lambda a: jax.ShapeDtypeStruct((a.shape[0] // parts, *a.shape[1:]), a.dtype)
-    batch, key = jax.tree.map(of_part, source.batch), jax.random.key(run.seed)
-    inputs = jax.eval_shape(lambda x: source.encode(x, None), batch["x"])
+    batch, key = jax.tree.map(of_part, data.batch), jax.random.key(run.seed)
+    inputs = jax.eval_shape(lambda x: data.encode(x, None), batch["x"])
     params, state = jax.eval_shape(lambda xs: functional.init(model, key, first_step(xs)), inputs)
     apply = functional.applier(model, train=True, key=key)
     return auto_chunk(apply, step_loss, params, state, inputs, batch["y"], gigabytes=run.gigabytes)
@@ -181,7 +202,7 @@ def prepare(run: Run) -> Experiment:
     """
     if run.reduced:
         run = reduced(run)
-    path, wanted = run.workdir / "config.json", config_of(run)
+    path, wanted = run.workdir / CONFIG, config_of(run)
     found = json.loads(path.read_text()) if path.exists() else None
     if run.init_from is not None and not run.init_from.is_dir():
         raise FileNotFoundError(f"init_from: there is no {run.init_from}")
@@ -216,45 +237,41 @@ def config_of(run: Run) -> dict:
     return json.loads(json.dumps(settings, default=str))
 
 
-def write_json(path: Path, content: dict):
-    """Writes a file that is either the old or the new one, whatever happens in between."""
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n")
-    unfinished.replace(path)
+def workdir_of(path: Path) -> Path:
+    """The workdir of a run, given it or one of its checkpoints."""
+    return path.parent.parent if path.parent.name == training.CHECKPOINTS else path
+
+
+def read_run(workdir: Path, data_dir: Path, **changes: Any) -> Run:
+    """Reads the settings of the run in a workdir, changed where `changes` names them.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    path = workdir / CONFIG
+    if not path.exists():
+        raise FileNotFoundError(f"{workdir} holds no run: it has no {CONFIG}")
+    settings = json.loads(path.read_text())
+    settings |= {"features": tuple(settings["features"]), "init_from": None, **changes}
+    return Run(**settings, data_dir=data_dir, workdir=workdir)
 
 
 def presets(prefix: str = "", kind: type[AnyRun] = Run) -> dict[str, tuple[str, AnyRun]]:
     """The presets as tyro takes them: name, text and such a run, its workdir `runs/<prefix><name>`."""
     return {
-        name: (
-            inspect.getdoc(preset) or name,
-            kind(**vars(preset()), workdir=Path("runs") / (prefix + name)),
-        )
+        name: (inspect.getdoc(preset) or name, kind.of(name, workdir=Path("runs") / (prefix + name)))
         for name, preset in PRESETS.items()
     }
 
 
-def prepare_xla():
-    """Tunes XLA for CPUs, and has JAX keep what it compiles, so that a second start compiles nothing.
-
-    To be called before JAX computes anything. The programs are kept in the user's cache directory;
-    `JAX_COMPILATION_CACHE_DIR` names another.
-    """
-    tune_xla()
-    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(caches / "sltt_jax" / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-
-
-def training_batches(experiment: Experiment) -> data.Prefetch:
-    """The training batches of a run on its devices."""
-    return data.Prefetch(experiment.source.train, put=experiment.put)
+def training_batches(experiment: Experiment) -> Prefetch:
+    """Fetches the training batches of a run ahead, onto its devices."""
+    return Prefetch(experiment.data.train, put=experiment.put)
 
 
 def held_out_batches(experiment: Experiment) -> dict[str, Callable]:
     """The batches of "test" and "validation" on the devices of a run."""
     return {
         name: lambda batches=batches: map(experiment.put, batches())
-        for name, batches in experiment.source.held_out.items()
+        for name, batches in experiment.data.held_out.items()
     }

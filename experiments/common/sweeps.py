@@ -4,16 +4,36 @@ import dataclasses
 import json
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from common.runs import SUMMARY, Run, prepare
+from common.train_loop import train
 from tqdm import tqdm
-from train import train
+
+AnyRun = TypeVar("AnyRun", bound=Run)
 
 
-def sweep(base: Run, variants: dict[str, dict[str, Any]], seeds: int) -> Iterator[tuple[str, list[dict]]]:
-    """Runs all variants and yields each with the summaries of its seeds.
+def trained(run: Run) -> dict:
+    """Trains a run, unless it is finished already, and returns its summary.
+
+    Raises:
+      ValueError, OSError, FloatingPointError, training.Stopped: as `prepare` and `train`.
+    """
+    experiment = prepare(run)  # says so if the workdir holds a run of other settings
+    path = run.workdir / SUMMARY
+    if path.exists():
+        summary = json.loads(path.read_text())
+        if summary["status"] == "finished":
+            return summary
+    print(run.workdir, file=sys.stderr)
+    return train(experiment)
+
+
+def sweep(
+    base: AnyRun, variants: dict[str, dict[str, Any]], seeds: int
+) -> Iterator[tuple[str, list[AnyRun], list[dict]]]:
+    """Trains all variants and yields the name of each with its runs, one a seed, and their summaries.
 
     Args:
       base: what they have in common; its workdir holds theirs, `<workdir>/<variant>/<seed>`.
@@ -21,7 +41,7 @@ def sweep(base: Run, variants: dict[str, dict[str, Any]], seeds: int) -> Iterato
       seeds: how many, from the seed of `base` on.
 
     Raises:
-      ValueError, OSError, FloatingPointError, training.Stopped: as `prepare` and `train`.
+      ValueError, OSError, FloatingPointError, training.Stopped: as `trained`.
     """
     if seeds < 1:
         raise ValueError(f"seeds must be >= 1, got {seeds}")
@@ -33,21 +53,14 @@ def sweep(base: Run, variants: dict[str, dict[str, Any]], seeds: int) -> Iterato
         for name, settings in variants.items()
     }  # all of them before the first one trains: a setting that cannot be is an error now
     for name, of_variant in tqdm(runs.items(), unit="variant"):
-        yield name, [_summary(run) for run in of_variant]
+        yield name, of_variant, [trained(run) for run in of_variant]
 
 
-def _summary(run):
-    experiment = prepare(run)  # says so if the workdir holds a run of other settings
-    path = run.workdir / SUMMARY
-    if path.exists():
-        summary = json.loads(path.read_text())
-        if summary["status"] == "finished":
-            return summary
-    print(run.workdir, file=sys.stderr)
-    return train(experiment)
-
-
-def mean_std(summaries: list[dict], entry: str) -> tuple[float, float]:
-    """Mean and standard deviation of an entry over the seeds."""
-    values = [summary[entry] for summary in summaries]
+def mean_std(values: list[float]) -> tuple[float, float]:
+    """Mean and standard deviation."""
     return float(np.mean(values)), float(np.std(values))
+
+
+def entries(summaries: list[dict], *names: str) -> dict[str, tuple[float, float]]:
+    """Mean and standard deviation of some entries over the seeds."""
+    return {name: mean_std([summary[name] for summary in summaries]) for name in names}

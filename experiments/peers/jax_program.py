@@ -1,4 +1,4 @@
-"""How the peers in JAX become programs."""
+"""Programs of the peers in JAX."""
 
 import time
 from collections.abc import Callable

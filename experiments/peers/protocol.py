@@ -1,4 +1,4 @@
-"""What a peer hands over to be measured, and how it is measured."""
+"""Programs that peers hand over to be measured, and the measurement."""
 
 import ctypes
 import gc

@@ -4,6 +4,10 @@ import re
 import statistics
 from collections.abc import Iterable, Mapping
 
+from common.command import markdown_table
+
+from sltt_jax import parse_rule
+
 BASE = "pytorch", "sltt"
 NAMES = {
     "sltt_jax": "sltt_jax",
@@ -17,9 +21,9 @@ NAMES = {
 # The lines of the table of ratios: peer, name, and a regular expression for the rules that it is the best of.
 OWN = {
     "bptt": "bptt",
-    "bptt, best chunk": r"bptt(\(chunk=\d+\))?",
+    "bptt, best chunk": r"bptt(\(\d+\))?",
     "sltt": "sltt",
-    "sltt, best chunk": r"sltt(\(chunk=\d+\))?",
+    "sltt, best chunk": r"sltt(\(\d+\))?",
     "sltt_k(1)": r"sltt_k\(1\)",
     "sltt_k(2)": r"sltt_k\(2\)",
 }
@@ -46,9 +50,8 @@ def collect(rows: Iterable[dict]) -> Found:
 
 
 def chunk_of(rule: str) -> int | None:
-    """1 of "sltt" and "bptt", 5 of "sltt(chunk=5)", None of a rule without chunks."""
-    match = re.fullmatch(r"(?:sltt|bptt)(?:\(chunk=(\d+)\))?", rule)
-    return None if match is None else int(match[1] or 1)
+    """1 of "sltt" and "bptt", 5 of "sltt(5)", None of a rule without chunks."""
+    return getattr(parse_rule(rule), "chunk", None)
 
 
 def best(found: Found, workload: str, precision: str, peer: str, rules: str) -> str | None:
@@ -62,7 +65,7 @@ def best(found: Found, workload: str, precision: str, peer: str, rules: str) -> 
 
 
 def report(machine: dict, rows: Iterable[dict], workloads: Mapping) -> str:
-    """All tables, in Markdown."""
+    """Writes all tables, in Markdown."""
     found = collect(rows)
     names = [name for name in workloads if any(key[0] == name for key in found)]
     parts = [
@@ -79,27 +82,18 @@ def report(machine: dict, rows: Iterable[dict], workloads: Mapping) -> str:
 
 
 def ratios(found: Found, names: list[str]) -> str:
-    """A row for every peer and rule, of all chunks the fastest, and a column for every workload."""
-    lines = [
-        "| | " + " | ".join(names) + " |",
-        "|---" * (len(names) + 1) + "|",
-        "| PyTorch by hand, sltt, ms | " + " | ".join(_base_cell(found, name) for name in names) + " |",
-    ]
+    """Writes a row for every peer and rule, of all chunks the fastest, and a column for every workload."""
+    lines = [["PyTorch by hand, sltt, ms", *(_number(_base(found, name), 1, 1e-3) for name in names)]]
     for precision, suffix in (("float32", ""), ("bfloat16", ", bfloat16")):
         for peer, label, rules in LINES:
             cells = [_ratio_cell(found, name, precision, peer, label, rules) for name in names]
             if any(cells):
-                lines.append(f"| {NAMES[peer]}, {label}{suffix} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+                lines.append([f"{NAMES[peer]}, {label}{suffix}", *cells])
+    return markdown_table(["", *names], lines)
 
 
 def _base(found, workload):
     return found.get((workload, "float32", *BASE), {}).get("median")
-
-
-def _base_cell(found, workload):
-    base = _base(found, workload)
-    return "" if base is None else f"{1e3 * base:.1f}"
 
 
 def _ratio_cell(found, workload, precision, peer, label, rules):
@@ -137,37 +131,33 @@ def _k_bounds(found, names, workloads):
             row = found.get((name, "float32", "sltt_jax", rule), {})
             if "median" in row and "median" in sltt:
                 time, work = row["median"] / sltt["median"], row["flops"] / sltt["flops"]
-                lines.append(f"| {name} | {rule} | {time:.2f} | {work:.2f} | {time / work:.2f} |")
+                lines.append([name, rule, *(f"{ratio:.2f}" for ratio in (time, work, time / work))])
     if not lines:
         return []
-    head = (
-        "| workload | rule | time over sltt | operations over sltt | time over bound |\n|---|---|---|---|---|"
-    )
+    header = "workload", "rule", "time over sltt", "operations over sltt", "time over bound"
     return [
         "SLTT-K against its bound, the operations of T forward and K backward passes.",
-        "\n".join([head, *lines]),
+        markdown_table(header, lines),
     ]
 
 
 def details(found: Found, name: str, workload) -> str:
-    """All figures of a workload."""
+    """Writes a table of all figures of a workload."""
     own = found.get((name, "float32", "sltt_jax", "sltt"), {}).get("median")
-    lines = [
-        f"**{name}**: {workload.text}, batch {workload.batch}, T={workload.T}",
-        "",
-        "| | precision | ms | fastest | n | over PyTorch's SLTT | over our sltt | CPU ms | compile s "
-        "| temporaries MiB | growth MiB | GFLOP/s | first loss |",
-        "|---" * 13 + "|",
-    ]
+    header = (
+        "", "precision", "ms", "fastest", "n", "over PyTorch's SLTT", "over our sltt", "CPU ms", "compile s",
+        "temporaries MiB", "growth MiB", "GFLOP/s", "first loss",
+    )  # fmt: skip
+    lines = []
     for (w, precision, peer, rule), row in found.items():
         if w != name:
             continue
-        start = f"| {NAMES[peer]}, {rule} | {precision} | "
+        lines.append([f"{NAMES[peer]}, {rule}", precision])
         if "median" not in row:
-            lines.append(start + f"{_why(row)} {row.get('cannot', '')}" + " |" * 11)
+            lines[-1] += [f"{_why(row)} {row.get('cannot', '')}", *[""] * 10]
             continue
         median = row["median"]
-        cells = [
+        lines[-1] += [
             f"{1e3 * median:.1f}",
             f"{1e3 * min(row['seconds']):.1f}",
             str(len(row["seconds"])),
@@ -180,8 +170,8 @@ def details(found: Found, name: str, workload) -> str:
             _number(row.get("flops") and row["flops"] / median, 0, 1e9),
             f"{row['loss']:.4f}",
         ]
-        lines.append(start + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    title = f"**{name}**: {workload.text}, batch {workload.batch}, T={workload.T}"
+    return f"{title}\n\n{markdown_table(header, lines)}"
 
 
 def _number(value, digits=2, unit=1.0):

@@ -1,6 +1,5 @@
 """This library, by its public names: `training.make_update` of a model under a rule."""
 
-import re
 from functools import partial
 
 import flax.linen as nn
@@ -11,7 +10,7 @@ import optax
 from peers import jax_program
 from peers.protocol import Program
 from peers.workloads import LEARNING_RATE, MOMENTUM, TAU, Workload, inputs, jax_weights
-from sltt_jax import Neuron, Repeat, losses, rules, training
+from sltt_jax import Neuron, Repeat, Rule, losses, parse_rule, training
 from sltt_jax.analysis import flops
 from sltt_jax.cpu import tune_xla
 from sltt_jax.layers import LIF, Dense, at_least_float32
@@ -49,19 +48,7 @@ def model(workload: Workload, dtype: jnp.dtype | None, axis_name: str | None = N
     return MLP(features[:-1], workload.classes, NEURON, dtype=dtype)
 
 
-def make_rule(name: str) -> rules.Rule:
-    """The rule of a name such as "sltt", "sltt(chunk=5)", "bptt(chunk=10)" or "sltt_k(2)"."""
-    if chunked := re.fullmatch(r"(sltt|bptt)\(chunk=(\d+)\)", name):
-        return getattr(rules, chunked[1])(chunk=int(chunked[2]))
-    return {
-        "bptt": rules.bptt(chunk=1),
-        "sltt": rules.sltt(chunk=1),
-        "sltt_k(1)": rules.sltt_k(1),
-        "sltt_k(2)": rules.sltt_k(2),
-    }[name]
-
-
-def make_update(workload: Workload, rule: rules.Rule, precision: str, axis_name: str | None = None):
+def make_update(workload: Workload, rule: Rule, precision: str, axis_name: str | None = None):
     """`(update, state, batch)` of a workload, all of it before the first update.
 
     With an `axis_name` it is for `training.parallel`, and the samples are the first axis of all inputs.
@@ -84,10 +71,9 @@ def make_update(workload: Workload, rule: rules.Rule, precision: str, axis_name:
 def program(workload: Workload, rule: str, precision: str) -> Program:
     """An update under a rule, compiled."""
     tune_xla()
-    found = make_rule(rule)
+    found = parse_rule(rule)
     update, state, batch = make_update(workload, found, precision)
-    share = found.k / workload.T if isinstance(found, rules.sltt_k) else 1.0
-    count = partial(flops, backward_share=share)
+    count = partial(flops, backward_share=found.backward_share(workload.T))
     return jax_program.compile_update(update, state, batch, loss_of=lambda metrics: metrics.loss, flops=count)
 
 

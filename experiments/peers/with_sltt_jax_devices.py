@@ -8,7 +8,7 @@ import time
 from peers import jax_program, with_sltt_jax
 from peers.protocol import CannotError, Program
 from peers.workloads import Workload
-from sltt_jax import training
+from sltt_jax import parse_rule, training
 from sltt_jax.cpu import tune_xla
 
 about = with_sltt_jax.about
@@ -28,7 +28,7 @@ def program(workload: Workload, rule: str, precision: str) -> Program:
         training.check_divides(workload.batch, len(devices))
     except ValueError as error:
         raise CannotError(str(error)) from error
-    found = with_sltt_jax.make_rule(rule)
+    found = parse_rule(rule)
     update, state, batch = with_sltt_jax.make_update(workload, found, precision, axis_name=training.AXIS)
     state, batch = training.replicate(state, devices), training.split(batch, devices)
     began = time.perf_counter()

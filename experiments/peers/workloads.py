@@ -111,9 +111,9 @@ def own_rules(workload: Workload, kinds: tuple[str, ...] = OWN_RULES) -> tuple[s
     names = []
     for kind in kinds:
         if kind == "sltt(chunk)":
-            names += [f"sltt(chunk={c})" for c in workload.chunks]
+            names += [f"sltt({c})" for c in workload.chunks]
         elif kind == "bptt(chunk)":
-            names += [f"bptt(chunk={c})" for c in sorted({*workload.chunks, workload.T})]
+            names += [f"bptt({c})" for c in sorted({*workload.chunks, workload.T})]
         else:
             names.append(kind)
     return tuple(names)

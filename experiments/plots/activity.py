@@ -4,7 +4,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import plots.style  # noqa: F401 (sets the look of all pictures)
+from plots.style import save
 
 
 def plot_activity(found: dict, path: Path, *, title: str):
@@ -35,6 +35,4 @@ def plot_activity(found: dict, path: Path, *, title: str):
     work.invert_yaxis()
     work.set(xlabel=f"operations of one sample (spiking: all {steps} steps)", xscale="log")
     work.legend(fontsize=7, ncols=3, loc="lower center", bbox_to_anchor=(0.4, 1.0), columnspacing=1.2)
-    figure.suptitle(title)
-    figure.savefig(path)
-    plt.close(figure)
+    save(figure, path, title)

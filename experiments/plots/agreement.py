@@ -4,7 +4,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import plots.style  # noqa: F401 (sets the look of all pictures)
+from plots.style import save
 
 NOTHING = float("nan")
 
@@ -40,9 +40,7 @@ def plot_agreement(rows: list[dict], path: Path, *, title: str):
         axes.set_ylabel("cosine with BPTT's gradient")
     for axes in grid.flat[len(names) + 1 :]:
         axes.remove()
-    figure.suptitle(title)
-    figure.savefig(path)
-    plt.close(figure)
+    save(figure, path, title)
 
 
 def plot_steps(ends: dict, path: Path, *, tau: float, title: str):
@@ -68,9 +66,7 @@ def plot_steps(ends: dict, path: Path, *, tau: float, title: str):
         axes.xaxis.get_major_locator().set_params(integer=True)
     for axes in grid[0]:
         axes.legend(fontsize=8)
-    figure.suptitle(title)
-    figure.savefig(path)
-    plt.close(figure)
+    save(figure, path, title)
 
 
 def _by_depth(layers):

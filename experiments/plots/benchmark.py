@@ -5,9 +5,11 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import plots.style  # noqa: F401 (sets the look of all pictures)
 from peers.tables import BASE, NAMES, best, chunk_of, collect
 from peers.workloads import Workload
+from plots.style import save
+
+LEAST_CHUNKS = 5
 
 # What each bar is the fastest of: peer and rules, a regular expression.
 BARS = {
@@ -60,12 +62,11 @@ def plot_benchmark(rows: Iterable[dict], workloads: Iterable[str], path: Path):
     axes.set_xticks(range(len(base)), [w.replace("_", "\n") for w in base], fontsize=8)
     axes.grid(axis="x", visible=False)
     axes.legend(fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    figure.savefig(path)
-    plt.close(figure)
+    save(figure, path)
 
 
-def plot_chunks(rows: Iterable[dict], workloads: Mapping[str, Workload], path: Path, *, least: int = 5):
-    """Time and temporaries of an update against `sltt(chunk)`, of workloads with at least so many chunks."""
+def plot_chunks(rows: Iterable[dict], workloads: Mapping[str, Workload], path: Path):
+    """Time and temporaries of an update against `sltt(chunk)`, of workloads with many chunks."""
     found = collect(rows)
     curves = {}
     for name in workloads:
@@ -75,7 +76,7 @@ def plot_chunks(rows: Iterable[dict], workloads: Mapping[str, Workload], path: P
             if (w, *how) == (name, "float32", "sltt_jax") and rule.startswith("sltt")
             if (chunk := chunk_of(rule)) and "median" in row
         ]
-        if len(points) >= least:
+        if len(points) >= LEAST_CHUNKS:
             curves[name] = sorted(points)
     if not curves:
         return
@@ -97,5 +98,4 @@ def plot_chunks(rows: Iterable[dict], workloads: Mapping[str, Workload], path: P
         of_memory.spines.right.set_visible(True)
         workload = workloads[name]
         axes.set_title(f"{workload.text}\nbatch {workload.batch}, T={workload.T}", fontsize=9)
-    figure.savefig(path)
-    plt.close(figure)
+    save(figure, path)

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import plots.style  # noqa: F401 (sets the look of all pictures)
 from matplotlib.ticker import LogLocator
+from plots.style import save
 
 
 def plot_memory(rows: dict[str, list[dict]], path: Path, *, title: str):
@@ -33,7 +33,7 @@ def _plot_over_time(rows, path, value, label, title):
     axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.legend(fontsize=8)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_tradeoff(rows: dict[str, list[dict]], path: Path, *, title: str):
@@ -54,9 +54,4 @@ def plot_tradeoff(rows: dict[str, list[dict]], path: Path, *, title: str):
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8)
-    _save(figure, path)
-
-
-def _save(figure, path):
-    figure.savefig(path)
-    plt.close(figure)
+    save(figure, path)

@@ -1,11 +1,12 @@
 """The pictures of k_tradeoff.py and ablation.py."""
 
-import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import plots.style  # noqa: F401 (sets the look of all pictures)
+from plots.style import save
+
+from sltt_jax import parse_rule, sltt_k
 
 
 def plot_k_tradeoff(rows: list[dict], path: Path, *, title: str):
@@ -15,13 +16,15 @@ def plot_k_tradeoff(rows: list[dict], path: Path, *, title: str):
     for row in rows:
         mean, std = (100 * value for value in row["test_accuracy"])
         work = row["flops_per_update"] / 1e9
-        if name := re.fullmatch(r"sltt_k\((\d+), (\w+)\)", row["name"]):
-            lines.setdefault(name[2], []).append((int(name[1]), mean, std, work))
+        rule = parse_rule(row["rule"])
+        if isinstance(rule, sltt_k):
+            how = rule.scale if rule.scale == "unbiased" else rule.draw
+            lines.setdefault(str(how), []).append((rule.k, mean, std, work))
         else:
-            style = {"color": "black", "ls": "--" if row["name"] == "sltt" else ":", "lw": 1}
-            over_k.axhline(mean, label=f"{row['name']}: {mean:.1f} +- {std:.1f}", **style)
-            marker = "s" if row["name"] == "sltt" else "^"
-            over_work.errorbar(work, mean, std, fmt=marker, color="black", capsize=2, label=row["name"])
+            style = {"color": "black", "ls": "--" if row["rule"] == "sltt" else ":", "lw": 1}
+            over_k.axhline(mean, label=f"{row['rule']}: {mean:.1f} +- {std:.1f}", **style)
+            marker = "s" if row["rule"] == "sltt" else "^"
+            over_work.errorbar(work, mean, std, fmt=marker, color="black", capsize=2, label=row["rule"])
     for i, (name, points) in enumerate(lines.items()):
         k, mean, std, work = np.asarray(sorted(points)).T
         nudge = 0.04 * (i - (len(lines) - 1) / 2)  # so that bars at the same K can be told apart
@@ -32,9 +35,7 @@ def plot_k_tradeoff(rows: list[dict], path: Path, *, title: str):
     over_work.set(xlabel="operations of an update (GFLOP)")
     over_k.legend(fontsize=8)
     over_work.legend(fontsize=8, loc="lower right")
-    figure.suptitle(title)
-    figure.savefig(path)
-    plt.close(figure)
+    save(figure, path, title)
 
 
 def plot_ablation(rows: list[dict], path: Path, *, title: str):
@@ -63,6 +64,4 @@ def plot_ablation(rows: list[dict], path: Path, *, title: str):
     grid[1, 0].set_ylabel("cosine of SLTT's with\nBPTT's gradient, trained")
     lines, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(lines, labels, loc="outside lower center", ncols=len(taus) * 2, fontsize=8)
-    figure.suptitle(title)
-    figure.savefig(path)
-    plt.close(figure)
+    save(figure, path, title)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import plots.style  # noqa: F401 (sets the look of all pictures)
+from plots.style import save
 
 MEASURES = {"accuracy": "test accuracy (%)", "cosine": "cosine with BPTT's gradient"}
 
@@ -28,9 +28,7 @@ def _line(axes, rows, x, measure, rule):
 def _finish(figure, grid, path, title):
     lines = dict(zip(*reversed(grid.flat[0].get_legend_handles_labels()), strict=True))
     figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines), fontsize=9)
-    figure.suptitle(title)
-    figure.savefig(path)
-    plt.close(figure)
+    save(figure, path, title)
 
 
 def plot_delays(rows: list[dict], path: Path, *, title: str):

@@ -53,11 +53,13 @@ def evaluate_all(
         total = part if total is None else jax.tree.map(np.add, total, part)
     if total is None or not total.samples:
         raise ValueError("there is no sample to evaluate")
-    n = float(total.samples)
+    n, accuracy = float(total.samples), {}
+    if total.correct is not None:
+        per_step = [float(c) / n for c in total.correct]
+        accuracy = {"accuracy": per_step[-1], "accuracy_per_step": per_step}
     return {
         "loss": float(total.loss) / n,
-        "accuracy": float(total.correct[-1]) / n,
-        "accuracy_per_step": [float(c) / n for c in total.correct],
+        **accuracy,
         "firing_rates": {name: float(np.mean(r)) / n for name, r in total.firing_rates.items()},
     }
 
@@ -177,7 +179,7 @@ class _Epoch:
     Attributes:
       number: from 0.
       updates, samples: done in it.
-      loss, accuracy: sums over those.
+      loss, accuracy: sums over those; the accuracy is None where the targets are no class numbers.
       train_seconds, data_seconds: of training in it, and of that waiting for batches.
     """
 
@@ -185,7 +187,7 @@ class _Epoch:
     updates: int = 0
     samples: int = 0
     loss: float = 0.0
-    accuracy: float = 0.0
+    accuracy: float | None = 0.0
     train_seconds: float = 0.0
     data_seconds: float = 0.0
 
@@ -193,17 +195,19 @@ class _Epoch:
         """Waits for an update, and raises a FloatingPointError if it is not finite."""
         metrics = jax.device_get(metrics)
         for name, value in zip(metrics._fields, metrics, strict=True):
-            if not np.isfinite(value):
+            if value is not None and not np.isfinite(value):
                 where = f"update {update} of epoch {self.number + 1}"
                 raise FloatingPointError(_diverged(name, value, where, workdir))
         self.loss += float(metrics.loss)
-        self.accuracy += float(metrics.accuracy)
+        known = None not in (self.accuracy, metrics.accuracy)
+        self.accuracy = float(self.accuracy + metrics.accuracy) if known else None
 
     def record(self, times):
+        accuracy = {} if self.accuracy is None else {"train_accuracy": self.accuracy / self.updates}
         return {
             "epoch": self.number + 1,
             "train_loss": self.loss / self.updates,
-            "train_accuracy": self.accuracy / self.updates,
+            **accuracy,
             "data_seconds": self.data_seconds,
             "update_seconds": self.train_seconds - self.data_seconds,
             "seconds_per_update": float(np.median(times or [self.train_seconds / self.updates])),
@@ -231,6 +235,6 @@ def _diverged(name, value, where, workdir):
 
 
 def _postfix(record):
-    parts = {"loss": "train_loss", "train": "train_accuracy"}
+    parts = {"loss": "train_loss"}
     parts |= {n.removesuffix("_accuracy"): n for n in record if n.endswith("_accuracy")}
     return f"epoch {record['epoch']}  " + "  ".join(f"{k} {record[v]:.4f}" for k, v in parts.items())

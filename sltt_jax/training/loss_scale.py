@@ -8,6 +8,9 @@ import jax.numpy as jnp
 FIRST = 2.0**15
 GROWTH_INTERVAL = 2000
 
+# Below it the loss would be made smaller than it is, and nothing overflows for its scale.
+LEAST = 1.0
+
 
 class LossScale(NamedTuple):
     """Factor of the loss before the backward pass, by which its gradients are divided after it.
@@ -31,4 +34,4 @@ def adjust(loss_scale: LossScale, finite: jax.Array) -> LossScale:
     good = jnp.where(finite, loss_scale.good + 1, 0)
     grow = good == GROWTH_INTERVAL
     scale = loss_scale.scale * jnp.where(finite, jnp.where(grow, 2.0, 1.0), 0.5)
-    return LossScale(scale, jnp.where(grow, 0, good))
+    return LossScale(jnp.maximum(scale, LEAST), jnp.where(grow, 0, good))

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import optax
 
 from sltt_jax import functional
-from sltt_jax.blocks import PyTree, first_step, run
+from sltt_jax.blocks import PyTree, at_least_float32, first_step, run
 from sltt_jax.data.encoders import Encoder
-from sltt_jax.layers import FIRING_RATE, MEMBRANE
+from sltt_jax.layers import FIRING_RATE
 from sltt_jax.rules import Rule, StepLoss
-from sltt_jax.training.loss_scale import LossScale, adjust, initial_loss_scale
+from sltt_jax.training.loss_scale import LEAST, LossScale, adjust, initial_loss_scale
 
 
 class TrainState(NamedTuple):
@@ -39,11 +39,12 @@ class TrainState(NamedTuple):
 class Metrics(NamedTuple):
     """Scalars of one update over the whole batch: mean loss, share of right answers, norm of the gradient.
 
-    An update whose gradient overflowed float16 is left out, and the norm is 0.
+    An update whose gradient overflowed float16 is left out, and the norm is 0. The accuracy is None where the
+    targets are no class numbers `[B]`.
     """
 
     loss: jax.Array
-    accuracy: jax.Array
+    accuracy: jax.Array | None
     grad_norm: jax.Array
 
 
@@ -52,13 +53,14 @@ class Evaluation(NamedTuple):
 
     Attributes:
       samples: how many count, scalar.
-      correct: right answers from the sum of the outputs of the first t steps, `[T]`.
+      correct: right answers from the sum of the outputs of the first t steps, `[T]`; None where the targets
+        are no class numbers `[B]`.
       loss: of the samples, averaged over time, scalar.
       firing_rates: of the samples, for every LIF layer (keyed by its path) and step, `[T]` each.
     """
 
     samples: jax.Array
-    correct: jax.Array
+    correct: jax.Array | None
     loss: jax.Array
     firing_rates: dict[str, jax.Array]
 
@@ -84,9 +86,9 @@ def init_state(
     """
     init_key, run_key = jax.random.split(key)
     params, variables = functional.init(model, init_key, first_step(encode(x, None)))
-    variables.pop(MEMBRANE, None)
+    kept = {name: value for name, value in variables.items() if name in functional.kept(model)}
     return TrainState(
-        jnp.zeros((), jnp.int32), params, variables, optimizer.init(params), run_key,
+        jnp.zeros((), jnp.int32), params, kept, optimizer.init(params), run_key,
         initial_loss_scale() if scale_loss else None,
     )  # fmt: skip
 
@@ -120,7 +122,7 @@ def make_update(
             state.params, start, inputs, batch["y"], rule_key
         )
         variables = {name: aux.state[name] for name in state.variables}
-        accuracy = jnp.mean(aux.outputs.argmax(-1) == batch["y"])
+        accuracy = _of_known(_right(aux.outputs, batch["y"], steps=False), jnp.mean)
         if axis_name is not None:
             # A mean of moving averages is the moving average of the means, so this may be done every time.
             grads, variables, loss, accuracy = jax.lax.pmean((grads, variables, loss, accuracy), axis_name)
@@ -133,12 +135,37 @@ def make_update(
         if loss_scale is not None:
             finite = jnp.isfinite(norm)
             keep = lambda new, old: jnp.where(finite, new, old)
-            params, opt_state = jax.tree.map(keep, (params, opt_state), (state.params, state.opt_state))
-            loss_scale, norm = adjust(loss_scale, finite), jnp.where(finite, norm, 0)
+            before = state.params, state.variables, state.opt_state
+            params, variables, opt_state = jax.tree.map(keep, (params, variables, opt_state), before)
+            # Of a loss as it is nothing overflows: there a gradient that is not finite ends the run.
+            norm = jnp.where(finite | (loss_scale.scale <= LEAST), norm, 0)
+            loss_scale = adjust(loss_scale, finite)
         new = TrainState(state.step + 1, params, variables, opt_state, state.key, loss_scale)
         return new, Metrics(loss, accuracy, norm)
 
     return update
+
+
+def _right(outputs, y, *, steps):
+    """Compares answers with class numbers `[B]`; None where `y` are something else.
+
+    Args:
+      outputs: the sum over time, `[B, classes]`; with `steps` those of all steps, `[T, B, classes]`.
+
+    Raises:
+      ValueError: `y` are class numbers `[B, 1]`.
+    """
+    if not isinstance(outputs, jax.Array) or not jnp.issubdtype(jnp.result_type(y), jnp.integer):
+        return None
+    outputs = jnp.cumsum(at_least_float32(outputs), axis=0) if steps else outputs
+    *batch, classes = outputs.shape[steps:] or (1,)
+    if y.shape == (*batch, 1) and classes > 1:
+        raise ValueError(f"labels must be class numbers [B], got shape {y.shape}")
+    return outputs.argmax(-1) == y if y.shape == tuple(batch) else None
+
+
+def _of_known(values, f):
+    return None if values is None else f(values)
 
 
 def make_evaluate(
@@ -149,20 +176,22 @@ def make_evaluate(
     With an `axis_name` the batch is that of one device under `pmap`, and the sums are over all of them.
     """
     apply = functional.applier(model, train=False, record=(FIRING_RATE,))
-    loss_of_one = lambda o, y: step_loss(o[None], y[None])
+    loss_of_one = lambda *o_and_y: step_loss(*jax.tree.map(lambda a: a[None], o_and_y))
 
     def evaluate(params: PyTree, variables: PyTree, batch: PyTree) -> Evaluation:
-        inputs, y, mask = encode(batch["x"], None), batch["y"], batch["mask"]
+        inputs, y, mask = encode(batch["x"], None), batch["y"], batch["mask"] != 0
         start = functional.at_rest(model, variables, first_step(inputs))
         (outputs, recorded), _ = run(apply, params, start, inputs)
         losses = jax.vmap(jax.vmap(loss_of_one), (0, None))(outputs, y)
-        right = jnp.cumsum(outputs, axis=0).argmax(-1) == y
+        right = _right(outputs, y, steps=True)
         rates = jax.tree_util.tree_leaves_with_path(recorded[FIRING_RATE])
+        # Left out, and not multiplied by 0: what is made of padding may be NaN.
+        counted = lambda values: jnp.where(mask, values, 0).sum(-1, dtype=jnp.float32)
         sums = Evaluation(
-            samples=mask.sum(),
-            correct=right @ mask,
-            loss=losses.mean(0) @ mask,
-            firing_rates={"/".join(k.key for k in path[:-1]): rate @ mask for path, rate in rates},
+            samples=counted(1),
+            correct=_of_known(right, counted),
+            loss=counted(losses.mean(0)),
+            firing_rates={"/".join(k.key for k in path[:-1]): counted(rate) for path, rate in rates},
         )
         return sums if axis_name is None else jax.lax.psum(sums, axis_name)
 

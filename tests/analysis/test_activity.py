@@ -77,8 +77,8 @@ def test_a_network_worked_out_by_hand():
 
 def test_rates_are_those_that_the_layers_record():
     model = ConvNet(features=(4, 6), classes=3, dropout=0.2)
-    inputs = jax.random.normal(jax.random.key(0), (5, 8, 8, 8, 2))
-    params, state = jax.jit(partial(functional.init, model))(jax.random.key(1), inputs[0])
+    inputs = jnp.asarray(np.random.default_rng(0).normal(size=(5, 8, 8, 8, 2)), jnp.float32)
+    params, state = functional.init(model, jax.random.key(1), inputs[0])
     measure = lambda model: jax.jit(partial(activity.activity, model, train=True))
     a = measure(model)(params, state, inputs, key=jax.random.key(2))
     apply = functional.applier(model, key=jax.random.key(2), record=(FIRING_RATE,))
@@ -109,14 +109,13 @@ LAYERS = {
 @pytest.mark.parametrize(("layer", "shape"), LAYERS.values(), ids=LAYERS)
 def test_operations_are_the_connections_of_the_inputs(layer, shape):
     """Counted as the entries of the Jacobian that are not 0: each is one weight between input and output."""
-    there = np.random.default_rng(0).binomial(1, 0.4, (3, 2, *shape)).astype(np.float32)
-
-    @jax.jit
-    def jacobian(x):
-        params = layer.init(jax.random.key(1), x)
-        return jax.jacobian(lambda x: layer.apply(params, x).ravel())(x)
-
-    fan_out = (np.abs(jacobian(there[:1, :1])) > 1e-7).sum(0)[0, 0]
+    rng = np.random.default_rng(0)
+    there = rng.binomial(1, 0.4, (3, 2, *shape)).astype(np.float32)
+    x = there[:1, :1]
+    shapes = jax.eval_shape(layer.init, jax.random.key(0), x)
+    params = jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), shapes)
+    jacobian = jax.jit(jax.jacobian(lambda x: layer.apply(params, x).ravel()))
+    fan_out = (np.abs(jacobian(x)) > 1e-7).sum(0)[0, 0]
     expected = (there * fan_out).sum(tuple(range(2, there.ndim)))
     count = jax.jit(lambda there: activity.operations(layer, there))
     np.testing.assert_array_equal(count(there), expected)
@@ -160,8 +159,9 @@ class TestModels:
     def test_macs_are_the_multiplications_of_the_forward_pass(self):
         model = MLP((24, 20), 5)
         x = jnp.ones((1, 7))
-        params, state = functional.init(model, jax.random.key(0), x)
-        measured = activity.activity(model, params, state, Repeat(x, 1))
+        shapes = jax.eval_shape(partial(functional.init, model), jax.random.key(0), x)
+        params, state = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
+        measured = jax.jit(partial(activity.activity, model))(params, state, Repeat(x, 1))
         forward = jax.jit(lambda p: functional.applier(model)(p, state, x[None], temporal_gradient=False)[0])
         assert 2 * activity.energy(measured).ann_macs == flops(forward.trace(params))
 
@@ -183,11 +183,11 @@ class TestProblems:
         assert self.problems(a=spot.at[3, 3, 1].set(0.01)) == []
 
     def test_thresholds_that_are_too_high_or_too_low(self):
-        x = jax.random.uniform(jax.random.key(0), (16, 7))
+        x = jnp.asarray(np.random.default_rng(0).uniform(size=(16, 7)), jnp.float32)
+        params, state = functional.init(MLP((24,), 5), jax.random.key(1), x)
+        params["Dense_0"]["kernel"] = jnp.abs(params["Dense_0"]["kernel"])
         for threshold, word in ((50.0, "silent"), (1e-3, "saturated"), (1.5, "")):
             model = MLP((24,), 5, neuron=Neuron(v_threshold=threshold))
-            params, state = functional.init(model, jax.random.key(1), x)
-            params["Dense_0"]["kernel"] = jnp.abs(params["Dense_0"]["kernel"])
             measure = jax.jit(partial(activity.activity, model))
             found = activity.problems(measure(params, state, Repeat(x, 2)))
             assert len(found) == bool(word) and all(word in text for text in found)

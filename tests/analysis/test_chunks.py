@@ -1,5 +1,7 @@
 """The choice of a chunk from the memory of compiled programs."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -15,8 +17,8 @@ MODELS = {"wide": (MLP((512, 512)), (256,)), "maps": (ConvNet((16, 32)), (24, 24
 def arguments(name, T, batch=32):
     model, shape = MODELS[name]
     xs = jax.ShapeDtypeStruct((T, batch, *shape), jnp.float32)
-    init = lambda: functional.init(model, jax.random.key(0), jnp.zeros(xs.shape[1:]))
-    params, state = jax.eval_shape(init)
+    x = jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype)
+    params, state = jax.eval_shape(partial(functional.init, model), jax.random.key(0), x)
     return functional.applier(model), LOSS, params, state, xs, jax.ShapeDtypeStruct((batch,), jnp.int32)
 
 

@@ -1,8 +1,9 @@
 """What fits into memory, the check for tests of one's own networks, and the clock."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
-from tests.common import nets
 import numpy as np
 import optax
 import pytest
@@ -10,8 +11,10 @@ import pytest
 from sltt_jax import functional, losses, training
 from sltt_jax.analysis import assert_memory_flat, cost, largest_batch, time_update
 from sltt_jax.blocks import Repeat
+from sltt_jax.data import encoders
 from sltt_jax.models import MLP
 from sltt_jax.rules import bptt, sltt, sltt_k, tbptt
+from tests.common import nets
 
 LOSS = losses.classification()
 
@@ -59,9 +62,9 @@ def test_largest_batch_at_its_ends():
 
 def mlp_of(batch, T=4):
     """A network and abstract arguments of its rules."""
-    model = MLP((64, 64))
+    model = MLP((64,))
     x = jax.ShapeDtypeStruct((batch, 32), jnp.float32)
-    params, state = jax.eval_shape(lambda: functional.init(model, jax.random.key(0), jnp.zeros(x.shape)))
+    params, state = jax.eval_shape(partial(functional.init, model), jax.random.key(0), x)
     return functional.applier(model), params, state, Repeat(x, T), jax.ShapeDtypeStruct((batch,), jnp.int32)
 
 
@@ -77,13 +80,15 @@ def test_largest_batch_of_compiled_programs():
     assert found > 10 and sizes[found] <= 3e5 < sizes[found + 1]
 
 
-@pytest.mark.parametrize("rule", [sltt(), sltt(chunk=3), sltt_k(1), tbptt(4)], ids=str)
+@pytest.mark.parametrize(
+    "rule", [sltt(chunk=3), sltt_k(1), pytest.param(tbptt(4), marks=pytest.mark.slow)], ids=str
+)
 def test_flat_memory_passes(rule):
     apply, *args = mlp_of(8)
     assert_memory_flat(apply, LOSS, rule, *args)
 
 
-@pytest.mark.parametrize("rule", [bptt(), bptt(remat=True), bptt(chunk=4)], ids=str)
+@pytest.mark.parametrize("rule", [bptt(4), pytest.param(bptt(remat=True), marks=pytest.mark.slow)], ids=str)
 def test_growing_memory_is_found(rule):
     apply, *args = mlp_of(8)
     with pytest.raises(
@@ -94,7 +99,7 @@ def test_growing_memory_is_found(rule):
 
 def test_flat_memory_of_a_network_without_flax():
     net = nets.two_matrices()
-    assert_memory_flat(net.apply, net.step_loss, sltt(), *net[1:5], T=(8, 64, 200))
+    assert_memory_flat(net.apply, net.step_loss, sltt(), *net[1:5])
 
 
 def test_a_rule_of_ones_own_that_keeps_every_step_is_found():
@@ -134,7 +139,7 @@ def test_timed_updates_go_on_from_each_other_and_leave_the_state():
     jax.effects_barrier()
     assert seen == [0, 2, 4, 6, 8]  # the first is not timed
     assert len(timing.each) == 4 and min(timing.each) <= timing.seconds <= max(timing.each)
-    assert timing.compile_seconds > 0 and min(timing.each) > 0
+    assert timing.compile_seconds > 0
     assert state.tolist() == [0, 0, 0]
     compiled = jax.jit(update).lower(state, 2).compile()
     assert time_update(compiled, state, 2, repeats=1).compile_seconds == 0
@@ -144,7 +149,7 @@ def test_timed_updates_go_on_from_each_other_and_leave_the_state():
 
 def test_a_training_update_can_be_timed():
     model, optimizer = MLP((16,)), optax.sgd(0.1)
-    encode = training.images(2)
+    encode = encoders.direct(2)
     batch = {"x": np.ones((4, 8), np.float32), "y": np.zeros(4, int)}
     state = training.init_state(model, optimizer, encode, jax.random.key(0), jnp.asarray(batch["x"]))
     update = training.make_update(model, sltt_k(1), LOSS, optimizer, encode)

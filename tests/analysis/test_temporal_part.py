@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 from sltt_jax import Neuron, bptt, lif, sltt, tbptt
-from sltt_jax.analysis.temporal_part import advice, cut_share, horizon, lag_norms, temporal_factors
+from sltt_jax.analysis import temporal_part
+from sltt_jax.analysis.temporal_part import advice, cut_share, horizon, lag_norms
+
+pytestmark = pytest.mark.usefixtures("strict_ranks")
+temporal_factors = jax.jit(temporal_part.temporal_factors)
 
 
 class TestTemporalFactors:
@@ -45,11 +49,11 @@ class TestTemporalFactors:
     def test_they_are_bptts_jacobian(self, x64):
         """The product over all lags is the derivative of the membrane through `lif`, by another way."""
         neuron = Neuron(tau=1.5, v_threshold=0.8)
-        xs = jax.random.normal(jax.random.key(0), (4, 6))
+        xs = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6)))
         v = jnp.full(6, 0.1)
         factors = temporal_factors(v, xs, neuron)
-        jacobian = jax.jacobian(lambda v: lif(v, xs, neuron)[0])(v)
-        np.testing.assert_allclose(jacobian, jnp.diag(factors.prod(0)), rtol=1e-12, atol=1e-15)
+        jacobian = jax.jit(jax.jacobian(lambda v: lif(v, xs, neuron)[0]))(v)
+        np.testing.assert_allclose(jacobian, np.diag(np.prod(factors, 0)), rtol=1e-12, atol=1e-15)
         norms = lag_norms(jnp.concatenate([factors, jnp.full((1, 6), 9.0)])[:, None])
         assert norms.spectral[3] == pytest.approx(np.linalg.norm(np.asarray(jacobian), 2))
 
@@ -63,9 +67,10 @@ class TestTemporalFactors:
 
     def test_bound_by_the_leak(self):
         """At most lambda^k; for the soft reset and triangle lambda min(|u - 1|, 1) at one step."""
-        xs = jax.random.normal(jax.random.key(0), (12, 8, 20))
+        xs = jnp.asarray(np.random.default_rng(0).normal(size=(12, 8, 20)), jnp.float32)
+        measure = jax.jit(lambda neuron: lag_norms(temporal_factors(jnp.zeros((8, 20)), xs, neuron)))
         for tau in (1.1, 2.0, 20.0):
-            norms = lag_norms(temporal_factors(xs[0] * 0, xs, Neuron(tau=tau)))
+            norms = jax.device_get(measure(Neuron(tau=tau)))
             bound = (1 - 1 / tau) ** np.arange(1, 12)
             assert (norms.spectral <= bound * 1.0001).all() and (norms.mean < norms.spectral).all()
             assert norms.spectral[0] > 0.99 * bound[0] and norms.mean[0] < 0.9 * bound[0]
@@ -98,7 +103,7 @@ class TestHorizon:
             return outputs, v
 
         args = jnp.asarray(0.3), jnp.zeros(()), jnp.ones(7), None
-        grad = lambda rule: rule.value_and_grad(apply, lambda out, target: out)(*args)[1]
+        grad = lambda rule: jax.jit(rule.value_and_grad(apply, lambda out, target: out))(*args)[1]
         for rule, window in ((sltt(), 1), (tbptt(3), 3)):
             cut = cut_share(10.0, 7, window)
             assert grad(rule) / grad(bptt()) == pytest.approx(1 - cut)

@@ -1,5 +1,7 @@
 import re
+from functools import partial
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,65 +9,75 @@ import numpy as np
 import pytest
 from jax import lax
 
-from sltt_jax import convolution, functional, losses, rules
-from sltt_jax.cpu.convolution import conv_general_dilated
+from sltt_jax import functional, losses, rules
+from sltt_jax.cpu import conv_general_dilated, convolution
 from sltt_jax.models import ConvNet
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 CANONICAL = "b01f_01io->b01f"
+on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="other backends choose their own form")
 
 
-def gradients(conv, x, w, strides, padding):
-    f = lambda x, w: jnp.sin(conv(x, w, strides, padding, dimension_numbers=NHWC)).sum()
-    return jax.jit(jax.grad(f, (0, 1)))(x, w)
+def gradients(conv, x, w, stride, padding):
+    f = lambda x, w: jnp.sin(conv(x, w, (stride, stride), padding, dimension_numbers=NHWC)).sum()
+    return jax.grad(f, (0, 1))(x, w)
+
+
+def operands(*shapes):
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.normal(size=shape)) for shape in shapes]
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 9])
-@pytest.mark.parametrize("stride", [1, 2, 3])
-@pytest.mark.parametrize("padding", [0, 1, 3, "SAME"])
 @pytest.mark.parametrize("size", [3, 9])
-def test_gradients_are_those_of_lax(x64, kernel, stride, padding, size):
-    if padding != "SAME" and size + 2 * padding < kernel:
-        padding = "SAME"  # nothing would come out
-    rng = np.random.default_rng(0)
-    x, w = (
-        jnp.asarray(rng.normal(size=(2, size, size + 1, 3))),
-        jnp.asarray(rng.normal(size=(kernel, kernel, 3, 4))),
+def test_gradients_are_those_of_lax(x64, kernel, size):
+    """Of all strides and paddings in one program."""
+    paddings = [p for p in (0, 1, 3) if size + 2 * p >= kernel] + ["SAME"]
+    cases = {
+        f"stride {stride}, padding {p}": (stride, p if p == "SAME" else [(p, p)] * 2)
+        for stride in (1, 2, 3)
+        for p in paddings
+    }
+
+    @partial(jax.jit, static_argnums=0)
+    def of_all(conv, x, w):
+        return {name: gradients(conv, x, w, *case) for name, case in cases.items()}
+
+    args = operands((2, size, size + 1, 3), (kernel, kernel, 3, 4))
+    ours, theirs = (
+        jax.device_get(of_all(f, *args)) for f in (conv_general_dilated, lax.conv_general_dilated)
     )
-    pads = padding if padding == "SAME" else [(padding, padding)] * 2
-    args = x, w, (stride, stride), pads
-    for ours, theirs in zip(
-        gradients(conv_general_dilated, *args), gradients(lax.conv_general_dilated, *args), strict=True
-    ):
-        assert jnp.abs(theirs).max() > 1e-3
-        np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
+    assert all(np.abs(g).max() > 1e-3 for g in jax.tree.leaves(theirs))
+    chex.assert_trees_all_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("channels", [2, 40])
-@pytest.mark.parametrize("samples", [3, 6])
-def test_gradients_of_few_and_of_many_samples(x64, channels, samples):
-    """The window's as products, its entries together and apart, and as a convolution."""
-    rng = np.random.default_rng(0)
-    x, w = (
-        jnp.asarray(rng.normal(size=shape)) for shape in ((samples, 9, 10, channels), (3, 3, channels, 5))
-    )
-    args = x, w, (1, 1), "SAME"
-    _, ours = gradients(conv_general_dilated, *args)
-    _, theirs = gradients(lax.conv_general_dilated, *args)
-    np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
+@pytest.mark.parametrize(
+    ("samples", "channels", "features"),
+    [
+        (3, 2, 5),  # few samples: the window's as one product of all its entries
+        (3, 40, 5),  # and as one for each of them
+        (6, 2, 5),  # many samples: as a convolution
+        (6, 40, 5),
+    ],
+)
+def test_gradients_of_few_and_of_many_samples(x64, samples, channels, features):
+    args = operands((samples, 9, 10, channels), (3, 3, channels, features))
+    f = jax.jit(gradients, static_argnums=(0, 3, 4))
+    ours, theirs = (f(conv, *args, 1, "SAME")[1] for conv in (conv_general_dilated, lax.conv_general_dilated))
+    chex.assert_trees_all_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_input_gradients_of_large_windows(x64, stride):
     """More channels than positions: one product in place of a convolution with the window turned around."""
-    rng = np.random.default_rng(0)
-    x, w = (jnp.asarray(rng.normal(size=shape)) for shape in ((2, 5, 4, 3), (3, 3, 3, 64)))
-    args = x, w, (stride, stride), "SAME"
-    ours, _ = gradients(conv_general_dilated, *args)
-    theirs, _ = gradients(lax.conv_general_dilated, *args)
-    np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
+    x, w = operands((2, 5, 4, 3), (3, 3, 3, 64))
+    f = jax.jit(gradients, static_argnums=(0, 3, 4))
+    ours, theirs = (
+        f(conv, x, w, stride, "SAME")[0] for conv in (conv_general_dilated, lax.conv_general_dilated)
+    )
+    chex.assert_trees_all_close(ours, theirs, rtol=1e-10, atol=1e-12)
     for samples, turned in ((2, False), (40, True)):
-        image, g = jnp.zeros((samples, *x.shape[1:])), jnp.zeros((samples, *x.shape[1:3], 64))
+        image, g = np.zeros((samples, *x.shape[1:])), np.zeros((samples, *x.shape[1:3], 64))
         program = jax.make_jaxpr(lambda *a: convolution._input_gradient(*a, (1, 1), ((1, 1),) * 2, None))
         assert (" rev[" in str(program(image, w, g))) == turned
 
@@ -76,9 +88,11 @@ def test_other_convolutions_are_left_to_lax(x64):
     for settings in ({"feature_group_count": 2}, {"kernel_dilation": 2}, {"strides": 2, "padding": "CAUSAL"}):
         ours = nn.Conv(6, (3,), conv_general_dilated=conv_general_dilated, **settings)
         theirs = nn.Conv(6, (3,), **settings)
-        params = theirs.init(jax.random.key(0), x)
-        f = lambda layer: jax.grad(lambda p: jnp.sin(layer.apply(p, x)).sum())(params)  # noqa: B023
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), f(ours), f(theirs))
+        params = jax.jit(theirs.init)(jax.random.key(0), x)
+        f = jax.jit(
+            lambda layer, p: jax.grad(lambda p: jnp.sin(layer.apply(p, x)).sum())(p), static_argnums=0
+        )
+        chex.assert_trees_all_close(f(ours, params), f(theirs, params), rtol=1e-10)
 
 
 def convolutions_in_loops(compiled):
@@ -94,23 +108,26 @@ def convolutions_in_loops(compiled):
     return labels
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="other backends choose their own form")
-@pytest.mark.parametrize("rule", [rules.bptt(), rules.sltt(), rules.sltt(chunk=2), rules.sltt_k(2)], ids=str)
+@on_cpu
+@pytest.mark.parametrize("rule", [rules.bptt(), rules.sltt(chunk=2), rules.sltt_k(2)], ids=str)
 def test_convolutions_of_an_update_are_canonical(rule):
-    """XLA's CPU backend runs any other form a hundred times slower in the body of a loop."""
+    """XLA's CPU backend runs any other form a hundred times slower in the body of a loop.
+
+    The block of SLTT-K is that of SLTT, in a branch.
+    """
     model = ConvNet(features=(4, 8, 8), classes=3)  # the last layer's window is larger than its 2x2 input
-    x, y = jnp.ones((4, 8, 8, 2)), jnp.zeros(4, int)
-    params, state = functional.init(model, jax.random.key(0), x)
-    f = rule.value_and_grad(functional.applier(model), losses.classification())
-    xs = jnp.ones((6, *x.shape))
-    compiled = jax.jit(f).lower(params, state, xs, y, jax.random.key(0)).compile()
+    x = jax.ShapeDtypeStruct((4, 8, 8, 2), jnp.float32)
+    params, state = jax.eval_shape(partial(functional.init, model), jax.random.key(0), x)
+    xs, y = jax.ShapeDtypeStruct((6, *x.shape), x.dtype), jax.ShapeDtypeStruct((4,), jnp.int32)
+    f = jax.jit(rule.value_and_grad(functional.applier(model), losses.classification()))
+    compiled = f.lower(params, state, xs, y, jax.random.key(0)).compile()
     labels = convolutions_in_loops(compiled)
     # Three layers forward, their windows' gradients, and two gradients to the input.
     assert len(labels) >= 8
     assert set(labels) == {CANONICAL}
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="other backends choose their own form")
+@on_cpu
 def test_convolutions_of_lax_are_not():
     """The control: what the test above looks for is there without our convolution."""
 

@@ -1,5 +1,6 @@
 import re
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,15 +8,20 @@ import numpy as np
 import pytest
 from jax import lax
 
-from sltt_jax.cpu.dense import dot_general
+from sltt_jax.cpu import dot_general
 from sltt_jax.layers import Dense
 
+pytestmark = pytest.mark.usefixtures("strict_ranks")
 LAST_WITH_FIRST = ((2,), (0,)), ((), ())
 
 
 def gradients(dot, x, w, numbers=LAST_WITH_FIRST, **kwargs):
-    f = lambda x, w: jnp.sin(dot(x, w, numbers, **kwargs).astype(jnp.float32)).sum()
-    return dot(x, w, numbers, **kwargs), *jax.jit(jax.grad(f, (0, 1)))(x, w)
+    def loss(x, w):
+        y = dot(x, w, numbers, **kwargs)
+        return jnp.sin(y.astype(jnp.float32)).sum(), y
+
+    grads, y = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(x, w)
+    return y, *grads
 
 
 def operands(*shapes, dtype=None):
@@ -34,7 +40,7 @@ def test_product_and_gradients_are_those_of_lax(x64, batch):
 def test_half_precision_stays():
     args = operands((8, 9, 7), (7, 4), dtype=jnp.bfloat16)
     for ours, theirs in zip(gradients(dot_general, *args), gradients(lax.dot_general, *args), strict=True):
-        assert ours.dtype == theirs.dtype == jnp.bfloat16
+        chex.assert_type([ours, theirs], jnp.bfloat16)
         np.testing.assert_allclose(*(np.asarray(a, np.float32) for a in (ours, theirs)), rtol=0.02, atol=0.1)
 
 
@@ -49,12 +55,8 @@ def test_half_precision_stays():
 )
 def test_other_products_are_handed_on(x64, numbers, shapes, kwargs):
     args = operands(*shapes)
-    for ours, theirs in zip(
-        gradients(dot_general, *args, numbers, **kwargs),
-        gradients(lax.dot_general, *args, numbers, **kwargs),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(ours, theirs)
+    ours, theirs = (gradients(dot, *args, numbers, **kwargs) for dot in (dot_general, lax.dot_general))
+    chex.assert_trees_all_equal(ours, theirs)
 
 
 def test_precision_reaches_all_three_products():

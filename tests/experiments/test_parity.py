@@ -2,7 +2,7 @@
 
 import copy
 import json
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -12,19 +12,19 @@ import parity
 import pytest
 
 from sltt_jax import functional
-from sltt_jax.models import VGG11
 from sltt_jax.models.torch_weights import to_torch
+from sltt_jax.models.vgg import VGG
 
-CASES = Path(__file__).parent / "parity"
+CASES = Path(__file__).parents[1] / "parity"
 
-# One rule a case, every rule at least once; all of them are slow.
-FAST = {
-    "resnet18": "sltt",
-    "resnet18_tau2_sigmoid": "bptt",
-    "vgg11_dvs": "sltt chunk 2",
-    "vgg11_gesture": "sltt_k",
-    "nfresnet34": "sltt",
-}
+NAMES = "resnet18", "resnet18_tau2_sigmoid", "vgg11_dvs", "vgg11_gesture", "nfresnet34"
+SMALL = partial(VGG, convs=(1, 1, 0, 0, 0))
+
+
+@pytest.fixture(autouse=True)
+def small_network(monkeypatch):
+    """One more network for the cases that the tests make, which is compiled in no time."""
+    monkeypatch.setitem(parity.NETS, "small", SMALL)
 
 
 @cache
@@ -33,10 +33,10 @@ def content(name):
 
 
 @cache
-def results(name, rule):
-    """What our network gives under one rule."""
+def results():
+    """What our VGG-11 gives under two rules."""
     with jax.enable_x64(True):
-        return parity.compute(content(name), (rule,))
+        return parity.compute(content("vgg11_dvs"), ("sltt", "bptt"))
 
 
 def quantities(failed):
@@ -49,22 +49,20 @@ def failing(case, computed):
 
 
 def test_every_case_is_tried():
-    assert FAST.keys() == {path.stem for path in CASES.glob("*.json")}
+    assert {*NAMES} == {path.stem for path in CASES.glob("*.json")}
 
 
-@pytest.mark.parametrize("name", FAST)
-def test_case(name):
-    found = parity.errors(content(name), results(name, FAST[name]))
-    assert found.keys() == {"forward", FAST[name]}
-    expected = set(parity.BOUNDS) - {"firing_rates"}
-    assert found[FAST[name]].keys() == expected - ({"running_statistics"} if name == "nfresnet34" else set())
+def test_a_network_of_the_paper_under_sltt_and_bptt():
+    found = parity.errors(content("vgg11_dvs"), results())
+    assert found.keys() == {"forward", "bptt", "sltt"}
+    assert found["sltt"].keys() == found["bptt"].keys() == set(parity.BOUNDS) - {"firing_rates"}
     assert not parity.failures(found), found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("name", NAMES)
 def test_case_under_every_rule(name, x64):
-    found = parity.check(CASES / f"{name}.json")
+    found = parity.check(content(name))
     assert found.keys() == {"forward", "bptt", "sltt", "sltt chunk 2", "sltt_k"}
     assert not parity.failures(found), found
 
@@ -73,11 +71,9 @@ def test_case_under_every_rule(name, x64):
 
 
 def test_gradients_of_another_rule_fail():
-    bptt, sltt = results("resnet18_tau2_sigmoid", "bptt"), results("resnet18", "sltt")
-    swapped = {"forward": bptt["forward"], "sltt": bptt["bptt"]}
-    assert failing(content("resnet18_tau2_sigmoid"), swapped) == {"gradient"}
-    swapped = {"forward": sltt["forward"], "bptt": sltt["sltt"]}
-    assert failing(content("resnet18"), swapped) == {"gradient"}
+    forward, bptt, sltt = (results()[name] for name in ("forward", "bptt", "sltt"))
+    for swapped in ({"forward": forward, "sltt": bptt}, {"forward": forward, "bptt": sltt}):
+        assert failing(content("vgg11_dvs"), swapped) == {"gradient"}
 
 
 def relative(array):
@@ -113,8 +109,8 @@ def not_a_number(array):
     ],
 )
 def test_a_changed_array_fails(quantity, name, change):
-    computed = copy.deepcopy(results("vgg11_dvs", "sltt chunk 2"))
-    changed = computed["sltt chunk 2"][quantity]
+    computed = {name: copy.deepcopy(results()[name]) for name in ("forward", "sltt")}
+    changed = computed["sltt"][quantity]
     changed[name] = change(changed[name])
     assert failing(content("vgg11_dvs"), computed) == {quantity}
 
@@ -123,7 +119,7 @@ def test_a_changed_array_fails(quantity, name, change):
 def recorded():
     """A small case in the same format, of our own numbers: cheap to run again with something changed."""
     with jax.enable_x64(True):
-        model = VGG11(width=1 / 16, classes=3)
+        model = SMALL(width=1 / 16, classes=3)
         x = jax.ShapeDtypeStruct((1, 32, 32, 2), jnp.float64)
         params, _ = jax.eval_shape(lambda x: functional.init(model, jax.random.key(0), x), x)
         arrays = to_torch(model, jax.tree.map(lambda p: np.zeros(p.shape), params), {})
@@ -131,7 +127,7 @@ def recorded():
         names = sorted(arrays, key=lambda name: (arrays[name].ndim != 4, name))
         parameters = [[name, list(arrays[name].shape)] for name in names]
         case = {
-            "seed": 3, "net": "vgg11", "T": 3, "batch": 2, "size": 32, "classes": 3, "tau": 1.1,
+            "seed": 3, "net": "small", "T": 3, "batch": 2, "size": 32, "classes": 3, "tau": 1.1,
             "surrogate": "triangle", "mse_weight": 0.05, "mse_target": "one_hot", "k_steps": [1, 2],
             "input": "normal",
         }  # fmt: skip
@@ -171,10 +167,10 @@ def altered(**changes):
     "changes",
     [
         {"tau": 1.2},
-        {"seed": 33},
-        {"neuron": {"v_threshold": 1.001}},
+        pytest.param({"seed": 33}, marks=pytest.mark.slow),
+        pytest.param({"neuron": {"v_threshold": 1.001}}, marks=pytest.mark.slow),
         {"neuron": {"v_reset": 0.0}},
-        {"neuron": {"decay_input": True}},
+        pytest.param({"neuron": {"decay_input": True}}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -187,9 +183,9 @@ def test_another_forward_pass_fails(changes, x64):
     ("rule", "changes", "failed"),
     [
         ("sltt", {"surrogate": "rectangle"}, {"gradient"}),
-        ("bptt", {"neuron": {"detach_reset": True}}, {"gradient"}),
+        pytest.param("bptt", {"neuron": {"detach_reset": True}}, {"gradient"}, marks=pytest.mark.slow),
         ("sltt_k", {"k_steps": [0, 2]}, {"loss", "gradient"}),
-        ("sltt", {"mse_target": "ones"}, {"loss", "gradient"}),
+        pytest.param("sltt", {"mse_target": "ones"}, {"loss", "gradient"}, marks=pytest.mark.slow),
     ],
     ids=lambda x: str(sorted(x) if isinstance(x, set) else x),
 )
@@ -250,7 +246,7 @@ def test_a_file_without_all_neurons_is_refused():
     case = copy.deepcopy(content("vgg11_dvs"))
     del case["membrane"]["layer3.6"]
     with pytest.raises(parity.BadCase, match="the file has"):
-        parity.errors(case, results("vgg11_dvs", "sltt chunk 2"))
+        parity.errors(case, results())
 
 
 @pytest.mark.parametrize("wrong", [False, True])

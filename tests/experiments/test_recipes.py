@@ -2,9 +2,12 @@
 
 import json
 
-from common import configs
+import jax
 import pytest
 import train
+from common import configs
+from common.runs import Run, prepare
+
 from tests.common.scripts import call
 
 # The authors' commands: net, T, k, epochs, batch, lr, weight decay, dropout, share and target of the MSE.
@@ -21,18 +24,17 @@ RECIPES = {
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_of_the_paper(name):
     c = configs.PRESETS[name]()
-    got = (
-        c.model, c.T, c.k, c.epochs, c.batch_size, c.lr, c.weight_decay, c.dropout, c.mse_weight, c.mse_target
-    )  # fmt: skip
+    k = min(c.paper_k, c.T)
+    loss = c.mse_weight, c.mse_target
+    got = (c.model, c.T, k, c.epochs, c.batch_size, c.lr, c.weight_decay, c.dropout, *loss)
     assert got == RECIPES[name]
     common = (c.tau, c.v_threshold, c.surrogate, c.optimizer, c.momentum, c.seed, c.width)
     assert common == (1.1, 1.0, "triangle", "sgd", 0.9, 2022, 1.0)
     assert c.preset == name and f"train.py {name}" in configs.PRESETS[name].__doc__
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == "cifar10" else pytest.mark.slow) for name in RECIPES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
 def test_recipes_run_reduced_on_made_up_data(name, monkeypatch, tmp_path):
     few = ("--train-samples", 32, "--test-samples", 16, "--epochs", 1)
     rule = ("--rule", "sltt_k") if name in ("dvs_cifar10", "imagenet_stage2") else ()
@@ -46,8 +48,13 @@ def test_recipes_run_reduced_on_made_up_data(name, monkeypatch, tmp_path):
     assert config["width"] == 0.125 and config["batch_size"] == 16 and config["made"]
 
 
-def test_made_up_data_can_be_learnt(monkeypatch, tmp_path):
-    args = ("cifar10", "--made", "--model", "convnet", "--features", 16, "--T", 2, "--train-samples", 400)
-    assert call(train, monkeypatch, *args, "--epochs", 4, "--lr", 0.05, "--workdir", tmp_path) == 0
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["train_loss"] < 2.2
+def test_a_recipe_is_made_small_on_made_up_data(tmp_path):
+    """Without training: its settings, its data and its network."""
+    run = Run.of("cifar10", reduced=True, made=True, train_samples=32, workdir=tmp_path / "run")
+    experiment = prepare(run)
+    config = json.loads((run.workdir / "config.json").read_text())
+    found = [config[name] for name in ("width", "batch_size", "train_samples", "test_samples", "made")]
+    assert found == [0.125, 16, 32, 64, True] and config["epochs"] == 2
+    assert next(experiment.data.train)["x"].shape == (16, 32, 32, 3)
+    state = jax.eval_shape(experiment.initial_state, jax.random.key(0))
+    assert sum(p.size for p in jax.tree.leaves(state.params)) < 1_000_000

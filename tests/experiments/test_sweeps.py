@@ -1,18 +1,18 @@
 """The experiments that are made of many runs, on a few samples."""
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import ablation
+import jax
 import k_tradeoff
 import precision
 import pytest
 import scaling
 from common import sweeps
-from tests.common.scripts import call
+
+from tests.common.scripts import assert_picture, assert_refused, call
 
 QUICK = ("digits_mlp", "--features", 8, "--T", 2, "--epochs", 1, "--train-samples", 128, "--test-samples", 64)
 
@@ -21,16 +21,15 @@ QUICK = ("digits_mlp", "--features", 8, "--T", 2, "--epochs", 1, "--train-sample
 def test_k_tradeoff(monkeypatch, tmp_path, capsys):
     args = (*QUICK, "--K", 1, "--seeds", 2, "--workdir", tmp_path)
     assert call(k_tradeoff, monkeypatch, *args) == 0
-    rows = {row["name"]: row for row in json.loads((tmp_path / "k_tradeoff.json").read_text())["rows"]}
-    draws = [f"sltt_k(1, {how})" for how in ("uniform", "strided", "first", "last", "unbiased")]
-    assert list(rows) == ["bptt", "sltt", *draws]
+    rows = {row["rule"]: row for row in json.loads((tmp_path / "k_tradeoff.json").read_text())["rows"]}
+    assert list(rows) == k_tradeoff.compared_rules(2, (1,))
     assert (tmp_path / "k_tradeoff.md").read_text() in capsys.readouterr().out
-    assert (tmp_path / "k_tradeoff.png").read_bytes().startswith(b"\x89PNG")
+    assert_picture(tmp_path / "k_tradeoff.png")
     # Two forward passes and one backward pass, in place of two: (2 + 2) / (2 + 4), less the input's gradient.
-    assert 0.6 < rows["sltt_k(1, last)"]["flops_per_update"] / rows["sltt"]["flops_per_update"] < 0.8
+    assert 0.6 < rows["sltt_k(1, draw=last)"]["flops_per_update"] / rows["sltt"]["flops_per_update"] < 0.8
     ends = {name: summary(tmp_path / name / "0")["parameters_sha256"] for name in rows}
     # With T=2 a stride takes the last step too; all else differs.
-    assert ends["sltt_k(1, strided)"] == ends["sltt_k(1, last)"]
+    assert ends["sltt_k(1, draw=strided)"] == ends["sltt_k(1, draw=last)"]
     assert len(set(ends.values())) == len(rows) - 1, "two variants were trained alike"
     assert ends["sltt"] != summary(tmp_path / "sltt" / "1")["parameters_sha256"]
 
@@ -57,9 +56,10 @@ def test_ablation(monkeypatch, tmp_path, capsys):
     assert cosines[1.1, 1] == pytest.approx(1, abs=1e-5) and cosines[5.0, 1] == pytest.approx(1, abs=1e-5)
     assert cosines[5.0, 3] < cosines[1.1, 3] < 1 - 1e-5
     assert (tmp_path / "ablation.md").read_text() in capsys.readouterr().out
-    assert (tmp_path / "ablation.png").read_bytes().startswith(b"\x89PNG")
+    assert_picture(tmp_path / "ablation.png")
 
 
+@pytest.mark.slow
 def test_precision(monkeypatch, tmp_path, capsys):
     args = (*QUICK, "--precisions", "float32", "float16", "--seeds", 2, "--workdir", tmp_path)
     assert call(precision, monkeypatch, *args) == 0
@@ -70,17 +70,82 @@ def test_precision(monkeypatch, tmp_path, capsys):
     assert (tmp_path / "precision.md").read_text() in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_scaling(tmp_path):
     """In a process of its own, since it says how many devices JAX is to simulate."""
-    script = Path(__file__).parents[1] / "experiments" / "scaling.py"
     args = (*QUICK, "--batch-size", 16, "--counts", 1, 3, "--repeats", 2, "--workdir", tmp_path / "run")
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    command = [sys.executable, *map(str, (script, *args))]
-    out = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    command = [sys.executable, *map(str, (scaling.__file__, *args))]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     rows = json.loads((tmp_path / "run" / "scaling.json").read_text())["rows"]
     assert [(row["devices"], row["samples"]) for row in rows] == [(1, 16), (3, 48)]
     assert all(row[name] > 0 for row in rows for name in ("share", "whole", "sharded"))
     assert (tmp_path / "run" / "scaling.md").read_text() in out
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """Made-up summaries in place of the training: the accuracy is the number of the run. Returns the runs."""
+    runs = []
+
+    def trained(run):
+        runs.append(run)
+        n = len(runs)
+        return {"test_accuracy": n / 100, "train_loss": 1 / n, "seconds_per_update": n / 1000,
+                "flops_per_update": 1e9 * n, "temp_bytes": n * 2**20}  # fmt: skip
+
+    monkeypatch.setattr(sweeps, "trained", trained)
+    return runs
+
+
+def test_variants_and_table_of_k_tradeoff(untrained, monkeypatch, tmp_path, capsys):
+    assert call(k_tradeoff, monkeypatch, *QUICK, "--K", 2, 1, 3, "--seeds", 2, "--workdir", tmp_path) == 0
+    rules = ["bptt", "sltt"]
+    for k in (2, 1):
+        rules += [f"sltt_k({k}{how})" for how in ("", ", draw=strided", ", draw=first", ", draw=last")]
+        rules.append(f"sltt_k({k}, scale=unbiased)")
+    assert [run.rule for run in untrained] == [rule for rule in rules for _ in range(2)]
+    assert [run.seed for run in untrained[:2]] == [0, 1]
+    assert untrained[3].workdir == tmp_path / "sltt" / "1"
+    table = (tmp_path / "k_tradeoff.md").read_text()
+    assert table in capsys.readouterr().out
+    # Seeds 5 and 6 of all; sltt had 3 and 4.
+    assert "| sltt_k(2) | 5.50 +- 0.50 | 5.5 ms (1.57) | 5.000 (1.67) |" in table
+    assert_picture(tmp_path / "k_tradeoff.png")
+
+
+def test_variants_and_table_of_ablation(untrained, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(ablation, "cosine", lambda run: run.tau / 10)
+    args = ("--surrogates", "triangle", "atan", "--taus", 2, "--steps", 2, 3, "--seeds", 1)
+    assert call(ablation, monkeypatch, *QUICK, *args, "--workdir", tmp_path) == 0
+    found = [(run.surrogate, run.tau, run.T, run.rule) for run in untrained]
+    assert found == [
+        (surrogate, 2.0, T, rule)
+        for surrogate in ("triangle", "atan") for T in (2, 3) for rule in ("bptt", "sltt")
+    ]  # fmt: skip
+    table = (tmp_path / "ablation.md").read_text()
+    assert table in capsys.readouterr().out
+    assert "| triangle | 2 | 3 | 3.00 +- 0.00 | 4.00 +- 0.00 | 0.200 +- 0.000 |" in table
+    assert_picture(tmp_path / "ablation.png")
+
+
+def test_table_of_precision(untrained, monkeypatch, tmp_path, capsys):
+    args = (*QUICK, "--precisions", "float32", "float16", "--seeds", 1, "--workdir", tmp_path)
+    assert call(precision, monkeypatch, *args) == 0
+    assert [run.precision for run in untrained] == ["float32", "float16"]
+    table = (tmp_path / "precision.md").read_text()
+    assert table in capsys.readouterr().out
+    assert "| float16 | 2.00 +- 0.00 | 0.5000 +- 0.0000 | 2.00 MiB | 2.0 ms |" in table
+
+
+def test_table_of_scaling(monkeypatch, tmp_path, capsys):
+    seconds = {"share": 0.1, "whole": 0.2, "sharded": 0.3}
+    monkeypatch.setattr(scaling, "measure", lambda run, n: {"devices": n, "samples": 16 * n, **seconds})
+    monkeypatch.setattr(jax.config, "update", lambda *setting: None)  # the tests have their devices already
+    args = (*QUICK, "--batch-size", 16, "--counts", 1, 3, "--workdir", tmp_path)
+    assert call(scaling, monkeypatch, *args) == 0
+    table = (tmp_path / "scaling.md").read_text()
+    assert table in capsys.readouterr().out
+    assert table.splitlines()[3] == "| 3 | 48 | 100.0 ms | 200.0 ms | 300.0 ms | 1.50 | 160 |"
 
 
 @pytest.mark.parametrize(
@@ -95,7 +160,4 @@ def test_scaling(tmp_path):
     ],
 )
 def test_bad_settings(module, args, message, monkeypatch, tmp_path, capsys):
-    workdir = tmp_path / "run"
-    assert call(module, monkeypatch, *QUICK, *args, "--workdir", workdir) in (1, 2)
-    assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
-    assert not workdir.exists()
+    assert_refused(module, (*QUICK, *args), message, tmp_path / "run", monkeypatch, capsys)

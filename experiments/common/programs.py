@@ -1,0 +1,61 @@
+"""The compiled update of a run, to tell its cost without data of its own."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+from common.measures import arguments
+from common.runs import Experiment, Learned, Run, build
+
+from sltt_jax import blocks, functional
+from sltt_jax.analysis import Cost, flops, program_cost
+
+
+class Program(NamedTuple):
+    """The update of a run over a batch of a given size, traced; `state` and `batch` are what it takes."""
+
+    traced: jax.stages.Traced
+    state: Any
+    batch: Any
+    forward_flops: float
+    backward_share: float
+
+    def cost(self) -> tuple[jax.stages.Compiled, Cost]:
+        """Compiles the program, and returns it and its cost."""
+        return program_cost(self.traced, forward_flops=self.forward_flops, backward_share=self.backward_share)
+
+
+def trace_update(settings: Run, batch: int, *, real: bool = False) -> Program:
+    """Traces the update of a run, on made-up data of the form of its own.
+
+    Costs do not depend on what is in the data, so that a batch of any size need not exist.
+
+    Args:
+      settings: the run.
+      batch: samples of an update.
+      real: with a state and a batch that exist, to be run.
+
+    Raises:
+      ValueError: a setting that cannot be.
+    """
+    made = batch if real else 1
+    few = {"batch_size": made, "train_samples": made, "test_samples": 1, "made": True, "devices": 1}
+    experiment = build(dataclasses.replace(settings, **few))
+    key = jax.random.key(settings.seed)
+    if real:
+        state, data = experiment.initial_state(key), jax.device_put(experiment.data.batch)
+    else:
+        state = jax.eval_shape(experiment.initial_state, key)
+        sized = lambda a: jax.ShapeDtypeStruct((batch, *a.shape[1:]), a.dtype)
+        data = jax.tree.map(sized, experiment.data.batch)
+    traced = jax.jit(experiment.update(), donate_argnums=0).trace(state, data)
+    share = experiment.rule.backward_share(settings.T)
+    return Program(traced, state, data, _forward_flops(experiment, state, data), share)
+
+
+def _forward_flops(experiment: Experiment, state, batch) -> float:
+    def forward(learned, batch):
+        params, start, inputs, _ = arguments(experiment, learned, batch)
+        return blocks.run(functional.applier(experiment.model, key=jax.random.key(0)), params, start, inputs)
+
+    return flops(jax.jit(forward).trace(Learned(state.params, state.variables), batch))

@@ -1,0 +1,135 @@
+"""How rules are written and read, what they are equal to, and what they refuse."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from sltt_jax.blocks import Repeat, run
+from sltt_jax.rules import Rule, bptt, parse_rule, sltt, sltt_k, tbptt
+from tests.common.nets import T, net
+
+SPELLINGS = {
+    "bptt": bptt(),
+    "bptt(4)": bptt(chunk=4),
+    "bptt(remat=True)": bptt(remat=True),
+    "bptt(4, remat=True)": bptt(4, True),
+    "tbptt(4)": tbptt(window=4),
+    "sltt": sltt(),
+    "sltt(6)": sltt(chunk=6),
+    "sltt_k(2)": sltt_k(2),
+    "sltt_k(2, draw=first)": sltt_k(2, "first"),
+    "sltt_k(2, scale=unbiased)": sltt_k(2, scale="unbiased"),
+    "sltt_k(2, draw=first, scale=unbiased)": sltt_k(2, "first", "unbiased"),
+    "sltt_k(2, draw=(0, 3))": sltt_k(2, (0, 3)),
+    "sltt_k(1, draw=(5,))": sltt_k(1, (5,)),
+}
+
+
+@pytest.mark.parametrize(("text", "rule"), SPELLINGS.items(), ids=SPELLINGS)
+def test_a_rule_is_written_without_its_defaults(text, rule):
+    assert str(rule) == f"{rule}" == text
+    assert parse_rule(text) == rule and isinstance(rule, Rule)
+
+
+def test_every_rule_is_read_as_it_is_written():
+    draws = ("uniform", "first", "last", "strided", (4, 1))
+    rules = [
+        *(bptt(chunk, remat) for chunk, remat in itertools.product((1, 3), (False, True))),
+        *(sltt(chunk) for chunk in (1, 2, 100)),
+        *(tbptt(window) for window in (1, 7)),
+        *(sltt_k(2, draw, scale) for draw, scale in itertools.product(draws, ("paper", "unbiased"))),
+    ]
+    texts = [str(rule) for rule in rules]
+    assert len(set(texts)) == len(texts) == len(set(rules))
+    assert [parse_rule(text) for text in texts] == rules
+    assert [parse_rule(repr(rule)) for rule in rules] == rules
+
+
+def test_other_ways_to_write_one():
+    for text in ("sltt(chunk=2)", " sltt( 2 )\n", "sltt(chunk = 2)"):
+        assert parse_rule(text) == sltt(2)
+    assert parse_rule("bptt()") == bptt()
+    assert parse_rule("sltt_k(k=2, scale='unbiased', draw=first)") == sltt_k(2, "first", "unbiased")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("stdp", "$"),
+        ("", "$"),
+        ("sltt(", "$"),
+        ("rules.sltt", "$"),
+        ("sltt()()", "$"),
+        ("print('sltt')", "$"),
+        ("sltt(0)", ": chunk must be a whole number >= 1, got 0$"),
+        ("sltt(1.5)", ": chunk must be a whole number >= 1, got 1.5$"),
+        ("sltt(2, 3)", ": .*takes from 1 to 2 positional arguments but 3 were given$"),
+        ("sltt(k=2)", ": .*unexpected keyword argument 'k'$"),
+        ("sltt(**{'chunk': 2})", ": .*unexpected keyword argument"),
+        ("tbptt", ": .*missing 1 required positional argument: 'window'$"),
+        ("sltt_k(2, draw=middle)", ": draw must be .* got 'middle'$"),
+        ("sltt_k(2, scale=none)", ": scale must be .* got 'none'$"),
+        ("sltt(len('ab'))", ": malformed node"),
+    ],
+)
+def test_what_is_no_rule(text, why):
+    forms = r"a rule is one of bptt\(chunk, remat\), tbptt\(window\), sltt\(chunk\), sltt_k\(k, draw, scale\)"
+    with pytest.raises(ValueError, match=f"^{forms}; got .*{why}") as raised:
+        parse_rule(text)
+    assert f"; got {text!r}" in str(raised.value)
+
+
+def test_share_of_the_steps_with_a_backward_pass():
+    assert sltt_k(2).backward_share(8) == 0.25 and sltt_k(3, scale="unbiased").backward_share(3) == 1
+    for rule in (bptt(), tbptt(2), sltt(), sltt(4)):
+        assert rule.backward_share(8) == 1
+
+
+def test_rules_are_static_arguments():
+    f = jax.jit(lambda rule, x: x * (rule == sltt(chunk=2)), static_argnums=0)
+    assert f(sltt(chunk=2), 3) == 3 and f(sltt(), 3) == 0
+    assert repr(sltt_k(2)) == "sltt_k(k=2, draw='uniform', scale='paper')"
+    assert len({bptt(), bptt(), tbptt(1), sltt(1), sltt_k(1)}) == 4
+
+
+def of_two_matrices(rule, inputs=None, step_loss=None):
+    """What building the rule and tracing its function raises."""
+
+    def call():
+        n = net("two_matrices")
+        f = rule().value_and_grad(n.apply, step_loss or n.step_loss)
+        jax.eval_shape(f, n.params, n.state, n.inputs if inputs is None else inputs, n.target)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: sltt(chunk=0), r"chunk must be a whole number >= 1, got 0"),
+        (lambda: sltt(chunk=1.5), r"chunk must be a whole number >= 1, got 1.5"),  # pyright: ignore
+        (lambda: bptt(chunk=-1), r"chunk must be .* got -1"),
+        (lambda: tbptt(window=0), r"window must be .* got 0"),
+        (lambda: sltt_k(k=0), r"k must be .* got 0"),
+        (lambda: sltt_k(1, draw="middle"), r"draw must be .* got 'middle'"),
+        (lambda: sltt_k(2, draw=(1, 1)), r"draw must name k=2 different steps, got \(1, 1\)"),
+        (lambda: sltt_k(1, scale="none"), r"scale must be .* got 'none'"),
+        (of_two_matrices(lambda: sltt(chunk=T + 1)), r"chunk=7 is more than the T=6 time steps"),
+        (of_two_matrices(lambda: bptt(chunk=T + 1)), r"chunk=7 is more than the T=6"),
+        (of_two_matrices(lambda: tbptt(T + 1)), r"window=7 is more than the T=6"),
+        (of_two_matrices(lambda: sltt_k(T + 1, draw="last")), r"k=7 is more than the T=6"),
+        (of_two_matrices(lambda: sltt_k(1, draw=(6,))), r"steps of draw must be in 0..5, got \(6,\)"),
+        (of_two_matrices(lambda: sltt_k(1)), r"needs a key"),
+        (of_two_matrices(sltt, np.zeros((0, 4, 5))), r"at least one time step, got T=0"),
+        (of_two_matrices(sltt, Repeat(np.zeros((4, 5)), 0)), r"at least one time step, got T=0"),
+        (of_two_matrices(sltt, np.float64(1)), r"\[T, B, ...\]"),
+        (of_two_matrices(sltt, [np.zeros((6, 4)), np.zeros((5, 4))]), r"same number .* got \[5, 6\]"),
+        (of_two_matrices(sltt, step_loss=lambda o, y: o - y), r"a scalar for one step, got shape \(4, 3\)"),
+        (lambda: run(lambda: 0, {}, {}, np.zeros((3, 1)), chunk=4), r"chunk=4 is more than the T=3"),  # pyright: ignore
+    ],
+)
+def test_impossible_settings(call, message, x64):
+    with pytest.raises(ValueError, match=message):
+        call()
