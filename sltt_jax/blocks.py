@@ -9,6 +9,7 @@ with inputs that are a pytree of arrays `[T, B, ...]`, or `Repeat(x, T)`.
 
 import dataclasses
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any, Protocol
 
 import jax
@@ -148,7 +149,7 @@ def run(
 
 def check_at_least_one(name: str, value: int):
     """Raises a ValueError unless `value` is a whole number >= 1."""
-    if not isinstance(value, int) or value < 1:
+    if not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
 
 

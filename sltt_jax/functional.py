@@ -40,13 +40,15 @@ def init(model: nn.Module, key: jax.Array, x: jax.Array) -> tuple[PyTree, PyTree
     Args:
       model: the network.
       key: draws the parameters.
-      x: the input of one step, `[B, ...]`; only its shape and dtype matter, and integers count as float32.
+      x: the input of one step, arrays `[B, ...]`; only shapes and types matter, and integers count as
+        float32.
 
     Returns:
       `(params, state)`; the state is a dict of collections, its membranes at rest and of the batch size of
       `x`.
     """
-    variables = model.init(key, _floating(x)[None], train=False, temporal_gradient=True)
+    block = jax.tree.map(lambda a: a[None], _floating(x))
+    variables = model.init(key, block, train=False, temporal_gradient=True)
     params = variables.pop("params")
     return params, variables
 
@@ -108,5 +110,7 @@ def applier(
     return apply
 
 
-def _floating(x):
-    return x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.integer) else x
+def _floating(xs):
+    """Makes the integers of a pytree, such as event counts, float32."""
+    cast = lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.integer) else x
+    return jax.tree.map(cast, xs)

@@ -49,7 +49,7 @@ def stream(rule: Rule, apply: Apply, step_loss: StepLoss) -> Callable:
                 check_target(target, carry.outputs, T)
             carry, loss = step(params, target, carry, xs, *(m[seen : seen + steps] for m in masks))
             if losses:  # of the block before, so that the device is never waited for
-                losses[-1] = np.asarray(losses[-1])
+                losses[-1] = np.array(losses[-1])  # a copy: a view would keep what the device has of it
             losses.append(loss)
             seen += steps
         if carry is None or seen < T:

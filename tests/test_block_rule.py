@@ -74,9 +74,10 @@ RULES = [
 
 
 @pytest.mark.parametrize(
-    ("rule", "weights"), RULES, ids=lambda value: str(value) if isinstance(value, BlockRule) else ""
+    ("name", "rule", "weights"),
+    [*(("two_matrices", *case) for case in RULES), ("mlp", *RULES[0])],
+    ids=lambda value: "" if isinstance(value, np.ndarray) else str(value),
 )
-@pytest.mark.parametrize("name", ["two_matrices", "mlp"])
 def test_it_is_its_definition_and_can_stream(name, rule, weights):
     n = net(name)
 

@@ -169,7 +169,7 @@ def test_convolution_of_blocks_is_that_of_every_step():
 )
 def test_wrong_inputs_of_networks(model, shape, axes):
     with pytest.raises(ValueError, match=rf"\[{axes}\], got shape \(1, 3"):
-        functional.init(model, jax.random.key(0), jnp.ones((*shape, 1)))
+        functional.init(model, jax.random.key(0, impl="rbg"), jnp.ones((*shape, 1)))
     with pytest.raises(ValueError, match="floating point inputs, got uint8"):
         init = partial(model.init, train=False, temporal_gradient=False)
         jax.eval_shape(init, jax.random.key(0), jnp.ones((2, *shape), jnp.uint8))
@@ -177,7 +177,7 @@ def test_wrong_inputs_of_networks(model, shape, axes):
 
 def test_membranes_at_rest():
     model = ConvNet((4,), neuron=Neuron(v_reset=-1.0))
-    params, state = functional.init(model, jax.random.key(0), jnp.ones((3, 6, 6, 2)))
+    params, state = functional.init(model, jax.random.key(0, impl="rbg"), jnp.ones((3, 6, 6, 2)))
     step = jax.jit(partial(run, functional.applier(model)))
     _, state = step(params, state, jnp.ones((2, 3, 6, 6, 2)))
     fresh = functional.at_rest(model, state, jnp.ones((8, 6, 6, 2)))
@@ -190,7 +190,7 @@ def test_membranes_at_rest():
 def test_event_counts_become_floating_point_a_block_at_a_time():
     model = ConvNet((4,))
     counts = jnp.asarray(np.random.default_rng(0).integers(0, 4, (3, 2, 6, 6, 2)), jnp.uint8)
-    params, state = functional.init(model, jax.random.key(0), counts[0])
+    params, state = functional.init(model, jax.random.key(0, impl="rbg"), counts[0])
     f = jax.jit(partial(run, functional.applier(model)))
     got, _ = f(params, state, counts)
     expected, _ = f(params, state, counts.astype(jnp.float32))

@@ -16,7 +16,8 @@ def cut(inputs, size):
     ("name", "rule"),
     [
         *(("two_matrices", rule) for rule in (sltt(), sltt(4), tbptt(4), sltt_k(3))),
-        *(("convnet", rule) for rule in (sltt(4), sltt_k(3))),
+        ("mlp", sltt(4)),
+        ("convnet", sltt_k(3)),
     ],
     ids=str,
 )

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from sltt_jax.analysis.costs import temp_bytes, trace_gradient, with_time_steps
 from sltt_jax.blocks import Apply, PyTree
-from sltt_jax.rules import Rule, StepLoss, bptt
+from sltt_jax.rules import BlockRule, Rule, StepLoss, bptt
 
 GIGABYTE = 1e9
 
@@ -79,7 +79,7 @@ def assert_memory_flat(
     inputs: PyTree,
     target: PyTree,
     *,
-    T: Sequence[int] = (8, 64),
+    T: Sequence[int] | None = None,
     tolerance: float = 0.01,
 ):
     """Asserts, in the tests of a network of your own, that temporaries under a rule do not grow with time.
@@ -92,8 +92,8 @@ def assert_memory_flat(
     Args:
       apply, step_loss, rule, params, state, inputs, target: as for `cost`; the T of the inputs does not
         matter.
-      T: numbers of steps that are compared. All should have whole blocks of the rule's chunk, and more than
-        one: a program without a loop is another one.
+      T: numbers of steps that are compared; 8 and 64 blocks of the rule by default. All should have whole
+        blocks, and more than one: a program without a loop is another one.
       tolerance: share of its temporaries that a rule may add.
 
     Raises:
@@ -101,6 +101,9 @@ def assert_memory_flat(
       RuntimeError: those of `bptt()` do not, so that nothing follows from a rule's.
       ValueError: fewer than two numbers of steps, or the rule does not go with them.
     """
+    if T is None:
+        block = rule.block_steps if isinstance(rule, BlockRule) else 1
+        T = 8 * block, 64 * block
     if len(set(T)) < 2:
         raise ValueError(f"T must be two or more numbers of time steps, got {tuple(T)}")
 

@@ -24,8 +24,8 @@ from jax import lax
 
 from sltt_jax.cpu import winograd
 
-# Samples below which the gradient of a window is a sum of matrix products.
-_MANY_SAMPLES = 4
+# Samples up to which the gradient of a window is a sum of matrix products.
+_FEW_SAMPLES = 3
 
 # Columns up to which the products of all entries of a window are one.
 _FEW_COLUMNS = 256
@@ -151,12 +151,17 @@ def _conv_bwd(strides, pads, precision, saved, g):
 _conv.defvjp(_conv_fwd, _conv_bwd)
 
 
+def _at_most(bound, size):
+    """Returns False for a size that is symbolic, as in an exported program, and so is no number."""
+    return isinstance(size, int) and size <= bound
+
+
 def _input_gradient(x, w, g, strides, pads, precision):
     if winograd.applies(x, w, strides, pads, precision):
         return winograd.input_gradient(w, g, pads)
     entries, positions = math.prod(w.shape[:-2]), math.prod(g.shape[:-1])
     # With more channels than positions, turning the window around would be most of the work.
-    if entries == 1 or (positions <= w.shape[-1] and entries <= _MOST_PRODUCTS):
+    if entries == 1 or (_at_most(w.shape[-1], positions) and entries <= _MOST_PRODUCTS):
         return _input_gradient_as_product(x, w, g, strides, pads, precision)
     return _input_gradient_as_convolution(x, w, g, strides, pads, precision)
 
@@ -195,7 +200,7 @@ def _input_gradient_as_convolution(x, w, g, strides, pads, precision):
 
 def _window_gradient(x, w, g, strides, pads, precision):
     entries = math.prod(w.shape[:-2])
-    if entries == 1 or (x.shape[0] < _MANY_SAMPLES and entries <= _MOST_PRODUCTS):
+    if entries == 1 or (_at_most(_FEW_SAMPLES, x.shape[0]) and entries <= _MOST_PRODUCTS):
         return _window_gradient_as_products(x, w, g, strides, pads, precision)
     return _window_gradient_as_convolution(x, w, g, strides, pads, precision)
 

@@ -60,7 +60,8 @@ def _dot_bwd(precision, saved, g):
         x, g = (a.reshape(-1, a.shape[-1]) for a in (x, g))
         return product(lax.optimization_barrier(x.T), g)
 
-    many = math.prod(x.shape[:-1]) >= _MANY_ROWS
+    rows = math.prod(x.shape[:-1])
+    many = isinstance(rows, int) and rows >= _MANY_ROWS  # and not symbolic, as in an exported program
     dw = lax.platform_dependent(x, g, cpu=turned, default=transposed) if many else transposed(x, g)
     return dx, dw
 

@@ -26,7 +26,11 @@ def applies(x: jax.Array, w: jax.Array, strides, pads, precision) -> bool:
     if precision not in (None, lax.Precision.DEFAULT):  # somebody counts on every bit
         return False
     height, width = (n + sum(p) - 2 for n, p in zip(x.shape[1:3], pads, strict=True))
-    return min(w.shape[2:]) >= _LEAST_CHANNELS and x.shape[0] * height * width >= _LEAST_POSITIONS
+    positions = x.shape[0] * height * width
+    # A symbolic size, as in an exported program, is no number.
+    return (
+        isinstance(positions, int) and positions >= _LEAST_POSITIONS and min(w.shape[2:]) >= _LEAST_CHANNELS
+    )
 
 
 def convolve(x: jax.Array, w: jax.Array, pads) -> jax.Array:

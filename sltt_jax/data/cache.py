@@ -1,4 +1,4 @@
-"""Arrays that took long to make, kept on disk."""
+"""Data sets that took long to make, kept on disk."""
 
 import hashlib
 import json
@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from sltt_jax.data.arrays import ArrayData
+
 # Part of every key: raise it when what is computed from the same files and options changes.
 VERSION = 1
 
@@ -20,41 +22,48 @@ DAY = 24 * 60 * 60
 
 
 def cached(
-    folder: str | Path,
+    folder: str | Path | None,
     name: str,
     options: dict[str, Any],
     root: str | Path,
     sources: Iterable[Path],
     build: Callable[[], dict[str, np.ndarray]],
-) -> dict[str, np.ndarray]:
-    """Returns the arrays of `build()`, from `folder` if the same options and sources made them before.
+    classes: int,
+) -> ArrayData:
+    """Returns the data set of `build()`, from `folder` if the same options and sources made it before.
 
     The cache is one `.npz` file. It gets its name only when all its bytes are on the disk, so a killed run
-    leaves none that is half written; a damaged one (the format holds checksums) is reported and made again.
-    Processes that miss it at the same time all build it, each into a file of its own, and a whole one stays.
+    leaves none that is half written; one that is damaged (the format holds checksums) or holds anything but
+    such a data set is reported and made again. Processes that miss it at the same time all build it, each
+    into a file of its own, and a whole one stays.
 
     Args:
-      folder: where the caches are kept; it is made.
+      folder: where the caches are kept; it is made. None: nothing is kept.
       name: of the file, before its key.
       options: all that the arrays depend on besides the sources; plain values.
       root: the folder that the names of the sources are relative to, so that a moved folder stays valid.
       sources: the files the arrays are made of; their names, sizes and times of change are part of the key.
-      build: makes the arrays.
+      build: makes the arrays of `ArrayData`.
+      classes: the number of classes.
 
     Raises:
       OSError: the cache cannot be written; the error names it.
+      ValueError: what was built is no data set, see `ArrayData`; it is not kept.
     """
+    if folder is None:
+        return ArrayData(**build(), classes=classes)
     remove_rests(Path(folder).glob("*.npz.*.tmp"))
     path = Path(folder) / f"{name}-{_key(name, options, Path(root), sources)}.npz"
     if path.exists():
         try:
             with open(path, "rb") as file, np.load(file) as arrays:
-                return dict(arrays)
+                return ArrayData(**arrays, classes=classes)
         except Exception as error:  # damaged bytes can raise anything
             warnings.warn(f"{path}: damaged cache, it is made again: {error}", stacklevel=2)
     arrays = build()
+    data = ArrayData(**arrays, classes=classes)
     _write(path, arrays)
-    return arrays
+    return data
 
 
 def remove_rests(paths: Iterable[Path]) -> None:

@@ -32,7 +32,13 @@ class Batches(Protocol):
         """Returns what `set_state` needs to resume at the next batch; plain numbers and strings."""
         ...
 
-    def set_state(self, state: dict[str, Any]) -> None: ...
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Moves to where `get_state` was called.
+
+        Raises:
+          ValueError: on other batches than these.
+        """
+        ...
 
 
 class ArrayBatches:
@@ -67,6 +73,7 @@ class ArrayBatches:
         self._batch_size = batch_size
         self._part = _part(batch_size, process, processes)
         self.steps_per_epoch = len(x) // batch_size
+        self._of = {"samples": len(x), "batch_size": batch_size, "seed": seed}
         self._epoch, self._next, self._order = -1, self.steps_per_epoch, np.arange(0)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -84,9 +91,12 @@ class ArrayBatches:
         self._order = np.random.default_rng([self._seed, epoch]).permutation(len(self._x))
 
     def get_state(self) -> dict[str, int]:
-        return {"epoch": self._epoch, "batch": self._next}
+        return {"epoch": self._epoch, "batch": self._next, **self._of}
 
     def set_state(self, state: dict[str, int]) -> None:
+        of = {name: state.get(name) for name in self._of}
+        if of != self._of or not 0 <= state["batch"] <= self.steps_per_epoch:
+            raise ValueError(f"{state} is no position in batches of {self._of}")
         if state["epoch"] >= 0:
             self._start(state["epoch"], state["batch"])
         else:

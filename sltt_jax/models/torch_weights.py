@@ -42,6 +42,11 @@ _NAMES = {
     NFResNet: _Names("conv1", "fc", "sn", "downsample"),
     VGG: _Names("layer1.0", "classifier.1", "", ""),
 }
+_POOLING = {
+    ResNet: "an average over the last map",
+    NFResNet: "XXX",
+    VGG: "average (not maximum) pooling",
+}
 _LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 _COUNTER = "num_batches_tracked"
 
@@ -51,6 +56,11 @@ def from_torch(model: Model, state_dict: Mapping[str, np.ndarray]) -> tuple[PyTr
 
     The names are those of the authors' code; what DataParallel, torchvision and spikingjelly call the same
     arrays is understood too. PyTorch's counters of batches are not used and may be missing.
+
+    A state dict holds numbers only. What has none cannot be checked and is assumed to be as in the model: how
+    a VGG pools (these average; torchvision's and SpikingJelly's take the maximum, and the logits of such weights
+    would be wrong), time constants, thresholds and resets of the neurons, strides, dropout. One line of the
+    log says so.
 
     Args:
       model: a ResNet, VGG or NFResNet.
@@ -86,6 +96,11 @@ def from_torch(model: Model, state_dict: Mapping[str, np.ndarray]) -> tuple[PyTr
     if any(wrong.values()):
         lines = [f"  {what}: {', '.join(found)}" for what, found in wrong.items() if found]
         raise ValueError("\n".join([f"the state dict does not fit {_describe(model)}", *lines]))
+    logging.info(
+        "weights taken into %s. What a state dict does not hold is assumed: %s, as in the authors' code; %r and "
+        "dropout %s, as in the model", _describe(model), _POOLING[type(model)], model.neuron,
+        getattr(model, "dropout", 0.0),
+    )
     flat = {path: _from_layout(model, path, arrays[name]) for name, (path, _) in expected.items()}
     variables = unflatten_dict({path: np.array(x, order="C") for path, x in flat.items()})
     return variables.pop("params"), variables

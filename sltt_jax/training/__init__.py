@@ -2,8 +2,9 @@
 
 from sltt_jax.training.checkpoint_files import sha256
 from sltt_jax.training.checkpoints import CHECKPOINTS, DAMAGED, Checkpoints, load_parts
-from sltt_jax.training.loop import METRICS_FILE, evaluate_all, read_metrics, train_epochs
+from sltt_jax.training.loop import evaluate_all, train_epochs
 from sltt_jax.training.loss_scale import LossScale
+from sltt_jax.training.metrics import METRICS_FILE, read_metrics, write_text
 from sltt_jax.training.optimizers import OPTIMIZERS, cosine_per_epoch, make_optimizer
 from sltt_jax.training.parallel import (
     AXIS,
@@ -14,7 +15,7 @@ from sltt_jax.training.parallel import (
     replicate,
     split,
 )
-from sltt_jax.training.processes import join, leave, same_everywhere, together, wait_for_all
+from sltt_jax.training.processes import differing, join, leave, on_first, same_everywhere, together
 from sltt_jax.training.steps import (
     Evaluation,
     Metrics,
@@ -41,6 +42,7 @@ __all__ = [
     "check_divides",
     "check_replicated",
     "cosine_per_epoch",
+    "differing",
     "evaluate_all",
     "init_state",
     "join",
@@ -50,6 +52,7 @@ __all__ = [
     "make_evaluate",
     "make_optimizer",
     "make_update",
+    "on_first",
     "parallel",
     "read_metrics",
     "replicate",
@@ -58,5 +61,5 @@ __all__ = [
     "split",
     "together",
     "train_epochs",
-    "wait_for_all",
+    "write_text",
 ]

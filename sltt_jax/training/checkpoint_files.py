@@ -32,11 +32,13 @@ class Unfit(ValueError):
 
 
 def sha256(tree: PyTree) -> str:
-    """Checksum of a tree of arrays: of paths, types, shapes and every bit of the values."""
+    """Checksum of a tree of arrays and numbers: of paths, types, shapes and every bit of the values."""
     digest = hashlib.sha256()
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    for (path, leaf), host in zip(leaves, jax.tree.leaves(_to_host(tree)), strict=True):
-        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape};".encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        host = _to_host(leaf)
+        digest.update(
+            f"{jax.tree_util.keystr(path)} {getattr(leaf, 'dtype', host.dtype)} {host.shape};".encode()
+        )
         digest.update(host.tobytes())
     return digest.hexdigest()
 
@@ -50,14 +52,20 @@ def begin_to_write(
       A function that waits for that; it raises an OSError as well.
 
     Raises:
-      FloatingPointError: `parts` hold a number that is not finite.
+      FloatingPointError: `parts` hold NaN. Infinity is a value: masks and schedules begin with it.
       OSError: it cannot be written, for the reason that the message gives.
+      TypeError: `parts` hold something that is no array and no number.
     """
-    host = {name: _to_host(part) for name, part in parts.items() if jax.tree.leaves(part)}
-    for where, leaf in jax.tree_util.tree_leaves_with_path(host):
-        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.isfinite(leaf).all():
-            name = where[0].key + jax.tree_util.keystr(where[1:])
-            raise FloatingPointError(f"{name} is not finite; checkpoint {path.name} was not saved")
+    host = {}
+    for name, part in parts.items():
+        places = _places(part)
+        for where, leaf in _leaves(part).items():
+            array = _to_host(leaf)
+            if array.dtype.kind in "OSU":
+                raise TypeError(f"{name}{where} must be an array or a number, got {leaf!r}")
+            if jnp.issubdtype(array.dtype, jnp.inexact) and np.isnan(array).any():
+                raise FloatingPointError(f"{name}{where} holds NaN; checkpoint {path.name} was not saved")
+            host.setdefault(name, {})[places[where]] = array
     about = {
         "progress": progress,
         "score": score,
@@ -112,12 +120,14 @@ def read(path: Path, like: Parts) -> tuple[Parts, dict[str, Any]]:
                 raise Unfit(f"checkpoint {path.name} in {path.parent} {message}")
     for name, part in like.items():
         if jax.tree.leaves(part):
-            blank = jax.tree.map(_blank, part)
+            places = _places(part)
+            blank = {places[where]: _blank(leaf) for where, leaf in _leaves(part).items()}
             # A KeyError of Orbax's own wraps whatever it met when it read the files of a part.
             with _raised_as(lambda reason: Damaged(path, reason), OSError, ValueError, KeyError):
                 # One by one: of parts that it has not come to when one fails, Orbax leaves coroutines behind.
                 host = ocp.load_checkpointables(str(path), {name: blank})[name]
-            parts[name] = jax.tree.map(_wrap, host, part)
+            of = lambda path, leaf: _wrap(host[places[jax.tree_util.keystr(path)]], leaf)  # noqa: B023
+            parts[name] = jax.tree_util.tree_map_with_path(of, part)
             if sha256(parts[name]) != about["sha256"][name]:
                 raise Damaged(path, f"the checksum of {name} is wrong")
     return parts, about["progress"]
@@ -144,26 +154,41 @@ def _checksum(about):
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
-def _forms(part):
-    """Type and shape of every array, by its path."""
+def _leaves(part):
+    """Arrays and numbers of a tree by their paths."""
     leaves = jax.tree_util.tree_leaves_with_path(part)
-    return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
-def _is_key(array):
-    return jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+def _places(part):
+    """Names of the arrays of a part on disk, by their paths: Orbax is to rebuild no tree, whose nodes may be ours."""
+    return {path: str(i) for i, path in enumerate(sorted(_leaves(part)))}
 
 
-def _to_host(tree):
-    """Numpy arrays in place of a tree of arrays, with the data of random keys in their place."""
-    return jax.tree.map(lambda a: np.asarray(jax.random.key_data(a) if _is_key(a) else a), tree)
+def _forms(part):
+    """Type and shape of every array by its path; of a number of Python's its type."""
+    return {
+        path: f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "dtype") else type(leaf).__name__
+        for path, leaf in _leaves(part).items()
+    }
+
+
+def _is_key(leaf):
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _to_host(leaf):
+    """Numpy array of an array or a number, or of the data of random keys."""
+    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
 def _blank(like):
     """Array on the host for what `like` is or describes."""
     plain = jax.eval_shape(jax.random.key_data, like) if _is_key(like) else like
-    return np.zeros(plain.shape, plain.dtype)
+    return np.zeros(plain.shape, plain.dtype) if hasattr(plain, "dtype") else np.zeros_like(plain)
 
 
 def _wrap(host, like):
+    if not hasattr(like, "dtype"):
+        return type(like)(host.item())
     return jax.random.wrap_key_data(host, impl=jax.random.key_impl(like)) if _is_key(like) else host

@@ -1,7 +1,9 @@
 """Checkpoints of a run: the last ones and the best are kept, damaged ones are put aside."""
 
+import contextlib
 import itertools
 import math
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -11,14 +13,15 @@ import jax
 from orbax.checkpoint.path import atomicity
 
 from sltt_jax.training.checkpoint_files import Damaged, Parts, begin_to_write, read, read_about
-from sltt_jax.training.processes import same_everywhere, wait_for_all
+from sltt_jax.training.locks import locked
+from sltt_jax.training.processes import on_first, same_everywhere
 
 CHECKPOINTS = "checkpoints"
 DAMAGED = "checkpoints_damaged"
 
 
 class Checkpoints:
-    """Checkpoints in `<workdir>/checkpoints`, to be used in a `with` statement.
+    """Checkpoints in `<workdir>/checkpoints`, to be used in a `with` statement, which locks the workdir.
 
     Kept are the last `keep` and the one with the best score, of equal ones the later. With several processes
     all must make the same calls, on one file system.
@@ -29,6 +32,7 @@ class Checkpoints:
 
     Raises:
       ValueError: `keep` is below 1.
+      BlockingIOError: another run is at work in the workdir.
     """
 
     # Orbax's own Checkpointer, with its policies LatestN and BestN, would keep the same ones. But it believes
@@ -41,18 +45,24 @@ class Checkpoints:
         self._root, self._damaged = workdir.absolute() / CHECKPOINTS, workdir.absolute() / DAMAGED
         self._keep = keep
         self._pending = None
+        self._check_place = lambda: None
 
     def __enter__(self) -> "Checkpoints":
-        if jax.process_index() == 0:
-            self._root.mkdir(exist_ok=True)
-            self._remove_unfinished()
-        wait_for_all("checkpoints opened")
+        with contextlib.ExitStack() as stack:
+            on_first(lambda: self._open(stack))
+            self._lock = stack.pop_all()
         return self
+
+    def _open(self, stack):
+        self._check_place = stack.enter_context(locked(self._root.parent))
+        self._root.mkdir(exist_ok=True)
+        self._remove_unfinished()
 
     def __exit__(self, kind, error, traceback):
         # What one process alone may raise is no time to wait for the others; a loss that is not finite is.
-        if jax.process_count() == 1 or kind is None or issubclass(kind, FloatingPointError):
-            self.wait()
+        with self._lock:
+            if jax.process_count() == 1 or kind is None or issubclass(kind, FloatingPointError):
+                self.wait()
 
     @property
     def numbers(self) -> list[int]:
@@ -69,14 +79,17 @@ class Checkpoints:
           score: the best one's checkpoint is kept.
 
         Raises:
-          OSError: this or the checkpoint before could not be written; those before are intact.
-          FloatingPointError: `parts` or `score` hold a number that is not finite.
+          OSError: this or the checkpoint before could not be written; those before are intact. Or the workdir
+            was removed.
+          FloatingPointError: `parts` or `score` hold NaN.
+          TypeError: `parts` hold something that is no array and no number.
           ValueError: `number` is not larger than those before.
         """
         self.wait()
+        self._check_place()
         if self.numbers and number <= self.numbers[-1]:
             raise ValueError(f"number must be above {self.numbers[-1]}, that of the last, got {number}")
-        if score is not None and not math.isfinite(score):
+        if score is not None and math.isnan(score):
             raise FloatingPointError(f"score is {score}; checkpoint {number} was not saved")
         try:
             self._pending = number, begin_to_write(self._root / str(number), parts, progress, score)
@@ -87,7 +100,7 @@ class Checkpoints:
         """Returns when what was saved is on disk, and what is not to be kept is gone.
 
         Raises:
-          OSError: it could not be written; the checkpoints before are intact.
+          OSError: it could not be written; the checkpoints before are intact. Or the workdir was removed.
         """
         if self._pending is None:
             return
@@ -96,9 +109,7 @@ class Checkpoints:
             written()
         except OSError as error:
             raise self._unsaved(number, error) from error
-        if jax.process_index() == 0:
-            self._remove_old()
-        wait_for_all(f"checkpoint {number} written")
+        on_first(self._remove_old)
 
     def load(self, like: Parts) -> tuple[Parts, dict[str, Any]] | None:
         """Reads parts and progress of the last checkpoint that is whole; None if there never was one.
@@ -120,14 +131,33 @@ class Checkpoints:
                 fault = error.reason
             if same_everywhere(str(loaded is None)) and loaded is not None:
                 return loaded
-            if jax.process_index() == 0:
-                self._put_aside(number, fault)
-            wait_for_all(f"damaged checkpoint {number} moved")
+            on_first(lambda: self._put_aside(number, fault))  # noqa: B023
         if self._damaged.is_dir():
             raise ValueError(
                 f"all checkpoints of {self._root.parent} are damaged; they were moved to {self._damaged}"
             )
         return None
+
+    def clear(self):
+        """Deletes all checkpoints, the last one first, and the damaged ones; what else lies there stays.
+
+        Raises:
+          OSError: one cannot be deleted, or their directory is a symbolic link: to whose checkpoints?
+        """
+        on_first(self._clear)
+
+    def _clear(self):
+        for folder in (self._root, self._damaged):
+            if folder.is_symlink():
+                raise OSError(f"{folder} is a symbolic link; delete what it leads to, or the link, by hand")
+        for number in reversed(self.numbers):
+            self._delete(number)
+        if self._damaged.is_dir():
+            for path in self._damaged.iterdir():
+                if re.fullmatch(r"\d+(_\d+)?", path.name):
+                    _remove(path)
+            if not any(self._damaged.iterdir()):
+                self._damaged.rmdir()
 
     def _put_aside(self, number, fault):
         self._damaged.mkdir(exist_ok=True)
@@ -146,10 +176,13 @@ class Checkpoints:
         )
 
     def _remove_unfinished(self):
-        for path in self._root.glob(f"*{atomicity.TMP_DIR_SUFFIX}*"):
-            shutil.rmtree(path)
+        for path in self._root.iterdir():
+            number, suffix, _ = path.name.partition(atomicity.TMP_DIR_SUFFIX)
+            if suffix and number.isdecimal():
+                _remove(path)
 
     def _remove_old(self):
+        self._check_place()
         scores = {}
         for number in self.numbers:
             try:
@@ -157,9 +190,12 @@ class Checkpoints:
             except Damaged as error:
                 self._put_aside(number, error.reason)
         for number in scores.keys() - {*list(scores)[-self._keep :], _best(scores)}:
-            # Renamed first: a kill must not leave half of it under its number, as if it were damaged.
-            doomed = self._root / f"{number}{atomicity.TMP_DIR_SUFFIX}"
-            shutil.rmtree((self._root / str(number)).rename(doomed))
+            self._delete(number)
+
+    def _delete(self, number):
+        # Renamed first: a kill must not leave half of it under its number, as if it were damaged.
+        doomed = self._root / f"{number}{atomicity.TMP_DIR_SUFFIX}"
+        _remove((self._root / str(number)).rename(doomed))
 
 
 def load_parts(folder: Path, like: Parts, *, best: bool = False) -> Parts:
@@ -195,7 +231,12 @@ def load_parts(folder: Path, like: Parts, *, best: bool = False) -> Parts:
 
 
 def _numbers(root):
-    return sorted(int(path.name) for path in root.iterdir() if path.name.isdecimal())
+    return sorted(int(path.name) for path in root.iterdir() if re.fullmatch("0|[1-9][0-9]*", path.name))
+
+
+def _remove(path):
+    """Deletes a file, a folder, or a link without what it leads to."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _best(scores):

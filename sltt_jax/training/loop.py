@@ -1,10 +1,10 @@
 """Training loop: epochs of updates, each ended by an evaluation, a line of metrics and a checkpoint."""
 
 import dataclasses
-import json
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,11 @@ from tqdm import tqdm
 from sltt_jax.blocks import PyTree
 from sltt_jax.data.pipeline import Batches
 from sltt_jax.training.checkpoints import CHECKPOINTS, Checkpoints
+from sltt_jax.training.metrics import METRICS_FILE, append_metrics, rewrite_metrics
 from sltt_jax.training.parallel import check_replicated
+from sltt_jax.training.processes import on_first
 from sltt_jax.training.steps import Evaluation, TrainState
 from sltt_jax.training.stopping import Stopped, StopRequests
-
-METRICS_FILE = "metrics.jsonl"
-
-
-def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """Reads the lines of `metrics.jsonl`, one an epoch; none if there is no such file."""
-    path = workdir / METRICS_FILE
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def evaluate_all(
@@ -80,9 +74,9 @@ def train_epochs(
 ) -> Iterator[dict[str, Any]]:
     """Trains, from the last checkpoint if there is one, and yields one record an epoch.
 
-    A record is yielded when it is in `metrics.jsonl` and its checkpoint is being written. A run that was cut
-    off, at any moment, and called again ends with the same bits as one that was not. With several processes
-    all must call it, and the first writes.
+    A record is yielded when it is in `metrics.jsonl` and its checkpoint is being written, which holds the
+    records so far as well. A run that was cut off, at any moment, and called again ends with the same bits as
+    one that was not. With several processes all must call it, and the first writes.
 
     Args:
       state: the state to start from; donated to `update`.
@@ -105,29 +99,45 @@ def train_epochs(
 
     Raises:
       FloatingPointError: a loss or gradient is not finite; the last checkpoint stays.
-      OSError: a checkpoint could not be written; the one before stays.
+      OSError: a checkpoint or the metrics could not be written; the checkpoint before stays.
       Stopped: `stop` was asked; the state is saved.
-      ValueError: all checkpoints are damaged.
+      ValueError: all checkpoints are damaged, or gone while their metrics are there; or the last one is of
+        other batches.
     """
     steps, first_process = train.steps_per_epoch, jax.process_index() == 0
-    epoch = _Epoch()
+    epoch, records, metrics_file = _Epoch(), [], workdir / METRICS_FILE
+    # Each has batch statistics and dropout masks of its own, and sums over several are in another order.
+    devices = len(state.step.sharding.device_set) * jax.process_count()
     loaded = checkpoints.load(state._asdict())
     if loaded is not None:
         parts, progress = loaded
-        state, epoch = TrainState(**jax.tree.map(jnp.asarray, parts)), _Epoch(**progress["epoch"])
         train.set_state(progress["data"])
-        if first_process:
-            kept = (json.dumps(line) + "\n" for line in read_metrics(workdir)[: epoch.number])
-            (workdir / METRICS_FILE).write_text("".join(kept))
+        before = progress["steps_per_epoch"], progress["devices"]
+        if before[0] != steps:
+            raise ValueError(f"{workdir} holds a run of {before[0]} updates an epoch, now there are {steps}")
+        if before[1] != devices:
+            warnings.warn(
+                f"{workdir}: trained on {before[1]} devices so far, now on {devices}: the numbers will not be "
+                "those of an undisturbed run", stacklevel=2,
+            )  # fmt: skip
+        state, epoch = TrainState(**jax.tree.map(jnp.asarray, parts)), _Epoch(**progress["epoch"])
+        records = progress["records"]
+        on_first(lambda: rewrite_metrics(workdir, records))
+    elif metrics_file.exists() and metrics_file.stat().st_size:
+        raise ValueError(f"{metrics_file} is of a run whose checkpoints are gone; move it away to start anew")
 
     def save(value=None):
         # Updates and evaluations so far.
         number = epoch.number * (steps + 1) + epoch.updates
-        progress = {"data": train.get_state(), "epoch": dataclasses.asdict(epoch)}
+        progress = {
+            "data": train.get_state(), "epoch": dataclasses.asdict(epoch), "records": records,
+            "steps_per_epoch": steps, "devices": devices,
+        }  # fmt: skip
         checkpoints.save(number, state._asdict(), progress, score=value)
 
     if loaded is None:
         save()
+        checkpoints.wait()  # there is a checkpoint before there are metrics
     pause = 0.1 if sys.stderr.isatty() else 60.0  # seconds; a log wants a line an epoch, no more
     done, quiet = epoch.number * steps + epoch.updates, not first_process
     with tqdm(total=epochs * steps, initial=done, unit="update", mininterval=pause, disable=quiet) as bar:
@@ -163,9 +173,8 @@ def train_epochs(
             record["seconds"] = epoch.train_seconds + record["evaluation_seconds"]
             # In this order: what a kill between the two leaves too many, a resume takes away again.
             if first_process:
-                with open(workdir / METRICS_FILE, "a") as file:
-                    file.write(json.dumps(record) + "\n")
-            epoch = _Epoch(epoch.number + 1)
+                append_metrics(workdir, record)
+            epoch, records = _Epoch(epoch.number + 1), [*records, record]
             save(None if score is None else record[score])
             bar.set_postfix_str(_postfix(record))
             yield record

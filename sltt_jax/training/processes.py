@@ -4,7 +4,9 @@ import contextlib
 import hashlib
 import os
 import re
+import socket
 import sys
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -23,17 +25,49 @@ def join(coordinator: str, processes: int | None = None, process: int | None = N
       process: which this is, from 0.
 
     Raises:
-      ConnectionError: this is the first process, and it cannot listen at that port.
-      ValueError: nothing tells what "auto" stands for, or `process` is not in 0..processes-1.
+      ConnectionError: the host is unknown, this is the first process and its port is taken, or the others
+        were not there within `TIMEOUT` seconds.
+      ValueError: `coordinator` is no address, nothing tells what "auto" stands for, or `process` is not in
+        0..processes-1.
     """
-    print(f"waiting for all processes at {coordinator}", file=sys.stderr)
     address = None if coordinator == "auto" else coordinator
+    if address is not None:
+        _check(address, processes, process)
+    print(f"waiting for all processes at {coordinator}", file=sys.stderr)
     try:
         jax.distributed.initialize(
-            address, processes, process, heartbeat_timeout_seconds=TIMEOUT, shutdown_timeout_seconds=TIMEOUT
-        )
+            address, processes, process, initialization_timeout=TIMEOUT,
+            heartbeat_timeout_seconds=TIMEOUT, shutdown_timeout_seconds=TIMEOUT,
+        )  # fmt: skip
     except jax.errors.JaxRuntimeError as error:
-        raise ConnectionError(f"no processes could be joined at {coordinator}: {error}") from error
+        raise ConnectionError(
+            f"the {processes} processes did not find one another at {coordinator} within {TIMEOUT} s; each "
+            f"needs a number of its own, the first one 0: {error}"
+        ) from error
+
+
+def _check(address, processes, process):
+    """Raises for what JAX answers with a crash, or with minutes of waiting."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
+        raise ValueError(f"coordinator must be host:port or auto, got {address!r}")
+    if not 0 <= process < processes:
+        raise ValueError(f"process must be in 0..{processes - 1}, got {process}")
+    try:
+        socket.getaddrinfo(host, int(port))
+    except OSError as error:
+        raise ConnectionError(f"coordinator {address}: {host} is unknown: {error}") from error
+    if process == 0:
+        v6 = socket.has_dualstack_ipv6()
+        try:
+            socket.create_server(
+                ("", int(port)), family=socket.AF_INET6 if v6 else socket.AF_INET, dualstack_ipv6=v6
+            ).close()
+        except OSError as error:
+            raise ConnectionError(
+                f"coordinator {address}: the first process cannot listen at port {port}, which another "
+                f"program or another process 0 may have: {error}"
+            ) from error
 
 
 @contextlib.contextmanager
@@ -61,16 +95,36 @@ def leave(status: int):
     os._exit(status)
 
 
-def wait_for_all(what: str):
-    """Returns when all processes have come to the same point; `what` names it."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
+def differing(texts: Mapping[str, str]) -> list[str]:
+    """Names of the texts that are not the same on all processes, which must all call this."""
+    if jax.process_count() == 1:
+        return []
+    digests = [np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8) for text in texts.values()]
+    everywhere = multihost_utils.process_allgather(np.stack(digests))  # [processes, texts, bytes]
+    same = (everywhere == everywhere[0]).all((0, 2))
+    return [name for name, agreed in zip(texts, same, strict=True) if not agreed]
 
 
 def same_everywhere(text: str) -> bool:
     """Tells whether all processes give the same text; all of them must call this."""
-    if jax.process_count() == 1:
-        return True
-    mine = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
-    everywhere = multihost_utils.process_allgather(mine)
-    return bool((everywhere == mine).all())
+    return not differing({"": text})
+
+
+def on_first(action: Callable[[], None]):
+    """Has the first process do something while the others wait; all of them must call this.
+
+    Raises:
+      OSError, ValueError: raised by `action`, on the first process.
+      ConnectionError: one of these was raised there, and this is another process.
+    """
+    fault = None
+    if jax.process_index() == 0:
+        try:
+            action()
+        except (OSError, ValueError) as error:
+            fault = error
+    agreed = same_everywhere("" if fault is None else "failed")
+    if fault is not None:
+        raise fault
+    if not agreed:
+        raise ConnectionError("the first process failed; its own message says why")

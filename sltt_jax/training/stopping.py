@@ -22,26 +22,49 @@ class Stopped(Exception):
 class StopRequests:
     """Takes the place of the handlers of SIGINT and SIGTERM, in a `with` statement of the main thread.
 
-    The first Ctrl-C asks the run to stop, the second interrupts at once. With several processes a request to
-    any of them stops all at the same update: JAX's coordination service agrees on it.
+    The first Ctrl-C asks the run to stop, the second does what it did before. With several processes a
+    request to any of them stops all at the same update: JAX's coordination service agrees on it.
+
+    Args:
+      at_once: raise a KeyboardInterrupt at each signal, where there is no state to save. Python drops one that
+        is raised in a callback; it is noted all the same, and asked of the requests of a `with` statement
+        inside this one.
+
+    Raises:
+      Stopped: at the end of the `with` statement, for a request that nobody obeyed.
     """
 
+    def __init__(self, *, at_once: bool = False):
+        self._at_once, self._asked = at_once, None
+
     def __enter__(self) -> "StopRequests":
-        self._asked = None
-        self._before = {signal.SIGINT: signal.signal(signal.SIGINT, self._note)}
-        if jax.process_count() == 1:  # otherwise jax.distributed watches for SIGTERM
-            self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._note)
+        # With several processes jax.distributed watches for SIGTERM; they are joined with `at_once`.
+        alone = self._at_once or jax.process_count() == 1
+        numbers = (signal.SIGINT, signal.SIGTERM) if alone else (signal.SIGINT,)
+        self._before = {number: signal.signal(number, self._note) for number in numbers}
+        around = getattr(self._before[signal.SIGINT], "__self__", None)
+        if isinstance(around, StopRequests):
+            self._asked = around._asked
         return self
 
-    def __exit__(self, *raised):
+    def __exit__(self, kind, error, traceback):
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if kind is None and self._asked is not None:
+            raise Stopped(self._asked)
 
     def _note(self, number, frame):
         self._asked = signal.Signals(number)
+        if self._at_once:
+            raise KeyboardInterrupt
         signal.signal(number, self._before[number])
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)
+
+    @property
+    def noted(self) -> signal.Signals | None:
+        """Signal that this process got, obeyed or not."""
+        return self._asked
 
     def asked(self, update: int) -> signal.Signals | None:
         """Returns the signal that asks to stop after this update, the same on all processes, or None."""

@@ -31,7 +31,7 @@ class Chain(nn.Module):
 def chain():
     """Its parameters and state, and 2 steps of 2 samples of one input."""
     inputs = jnp.asarray([[[1.0], [0.5]], [[1.0], [0.0]]])
-    params, state = functional.init(Chain(), jax.random.key(0), inputs[0])
+    params, state = functional.init(Chain(), jax.random.key(0, impl="rbg"), inputs[0])
     params["Dense_0"]["kernel"] = jnp.asarray([[0.8, 2.0, 0.0]])
     params["Dense_1"]["kernel"] = jnp.asarray([[1.0, 0.0], [0.2, 3.0], [0.0, 0.0]])
     return params, state, inputs
@@ -78,7 +78,7 @@ def test_a_network_worked_out_by_hand():
 def test_rates_are_those_that_the_layers_record():
     model = ConvNet(features=(4, 6), classes=3, dropout=0.2)
     inputs = jnp.asarray(np.random.default_rng(0).normal(size=(5, 8, 8, 8, 2)), jnp.float32)
-    params, state = functional.init(model, jax.random.key(1), inputs[0])
+    params, state = functional.init(model, jax.random.key(1, impl="rbg"), inputs[0])
     measure = lambda model: jax.jit(partial(activity.activity, model, train=True))
     a = measure(model)(params, state, inputs, key=jax.random.key(2))
     apply = functional.applier(model, key=jax.random.key(2), record=(FIRING_RATE,))
@@ -130,7 +130,7 @@ class TestModels:
 
         def f():
             x = jnp.ones((2, *shape))
-            params, state = functional.init(model, jax.random.key(0), x)
+            params, state = functional.init(model, jax.random.key(0, impl="rbg"), x)
             return activity.activity(model, params, state, Repeat(x, 3), train=True), params, state
 
         return jax.eval_shape(f)
@@ -184,7 +184,7 @@ class TestProblems:
 
     def test_thresholds_that_are_too_high_or_too_low(self):
         x = jnp.asarray(np.random.default_rng(0).uniform(size=(16, 7)), jnp.float32)
-        params, state = functional.init(MLP((24,), 5), jax.random.key(1), x)
+        params, state = functional.init(MLP((24,), 5), jax.random.key(1, impl="rbg"), x)
         params["Dense_0"]["kernel"] = jnp.abs(params["Dense_0"]["kernel"])
         for threshold, word in ((50.0, "silent"), (1e-3, "saturated"), (1.5, "")):
             model = MLP((24,), 5, neuron=Neuron(v_threshold=threshold))

@@ -85,7 +85,7 @@ class TestTwoSteps:
                 return nn.Dense(1, use_bias=False, name="readout")(spikes)
 
         model = Neurons()
-        _, state = functional.init(model, jax.random.key(0), self.inputs[0])
+        _, state = functional.init(model, jax.random.key(0, impl="rbg"), self.inputs[0])
         params = {"w": {"kernel": jnp.asarray([[0.25], [1.0]])}, "readout": {"kernel": jnp.full((1, 1), 2.0)}}
         loss = lambda output, target: jnp.mean((output - target) ** 2) / 2
         found = {
@@ -128,7 +128,10 @@ class TestCompare:
             agree.report({"w": jnp.ones(2)}, {"v": jnp.ones(2)})
 
 
-@pytest.mark.parametrize("name", ["two_matrices", "mlp", pytest.param("convnet", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name",
+    ["two_matrices", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mlp", "convnet"))],
+)
 def test_steps_add_up_to_the_gradient(name, x64):
     """For every rule, and each against BPTT: what is the same and what is not."""
     n = nets.net(name)
@@ -163,27 +166,27 @@ def test_error_signals_are_the_gradients_of_the_biases(x64):
             assert np.abs(total).min(1).max() > 1e-6
 
 
-def test_a_repeated_input_and_the_same_rule(x64):
+@pytest.mark.parametrize("build", [agree.agreement, agree.step_agreement])
+def test_a_repeated_input(x64, build):
+    n = nets.net("two_matrices")
+    x = n.inputs[0]
+    f = jax.jit(build({"sltt": sltt()}, n.apply, n.step_loss))
+    a, b = (f(n.params, n.state, inputs, n.target) for inputs in (Repeat(x, 4), jnp.stack([x] * 4)))
+    chex.assert_trees_all_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_the_same_rule(x64):
     """SLTT agrees with itself; against BPTT it is between nothing and all, in every layer but the readout."""
     n = nets.net("mlp")
-    x = n.inputs[0]
-    reports = {}
-    for build, rules in (
-        (agree.agreement, {"sltt": sltt(), "chunk": sltt(chunk=3), "bptt": bptt()}),
-        (agree.step_agreement, {"sltt": sltt(), "chunk": sltt(chunk=3)}),
-    ):
-        f = jax.jit(build(rules, n.apply, n.step_loss))
-        for kind, inputs in (("repeat", Repeat(x, 4)), ("frames", jnp.stack([x] * 4))):
-            reports[kind, build] = f(n.params, n.state, inputs, n.target)
-        a, b = reports["repeat", build], reports["frames", build]
-        chex.assert_trees_all_close(a, b, rtol=1e-9, atol=1e-12)
-        chex.assert_trees_all_close(a["sltt"], a["chunk"], rtol=1e-9, atol=1e-12)
-    r = reports["repeat", agree.agreement]
+    rules = {"sltt": sltt(), "chunk": sltt(chunk=2), "bptt": bptt()}
+    f = jax.jit(agree.agreement(rules, n.apply, n.step_loss))
+    r = f(n.params, n.state, n.inputs[:4], n.target)
+    chex.assert_trees_all_close(r["sltt"], r["chunk"], rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(r["bptt"].overall[:3], (1, 0, 1), atol=1e-12)
     assert set(r["sltt"].layers) == {"Dense_0", "Dense_1", "Dense_2"}
     for layer in ("Dense_0", "Dense_1"):
         cosine, error, sign, norm = r["sltt"].layers[layer]
-        assert 0.2 < cosine < 0.999 and 0.02 < error < 1.5 and 0.5 < sign < 0.999 and norm > 1e-3
+        assert 0.2 < cosine < 0.9999 and 0.02 < error < 1.5 and 0.5 < sign < 0.999 and norm > 1e-3
     np.testing.assert_allclose(r["sltt"].layers["Dense_2"][:3], (1, 0, 1), atol=1e-12)
     a, b = (nets.gradient("mlp", rule)[1] for rule in (sltt(), sltt(chunk=4)))
     np.testing.assert_allclose(agree.compare(a, b)[:3], (1, 0, 1), atol=1e-12)

@@ -13,15 +13,15 @@ class Events:
     """One recording of an event camera, in the order of time.
 
     Attributes:
-      t: time in microseconds, `[N]`, integers that never decrease.
+      t: time in microseconds, `[N]`, integers that never decrease; these and all others are kept as int64.
       x, y: column and row of the pixel, `[N]`, integers in 0..width-1 and 0..height-1.
       p: polarity, `[N]`: 0 where the light went down (OFF), 1 where it went up (ON).
       height, width: pixels of the sensor.
       reordered: how many events were out of order in the file, and had to be sorted.
 
     Raises:
-      ValueError: there are no events, the arrays differ in length, time runs backwards, or an event lies
-        outside the sensor or has another polarity.
+      ValueError: there are no events, the arrays differ in length or are not integers, time runs backwards,
+        or an event lies outside the sensor or has another polarity.
     """
 
     t: np.ndarray
@@ -33,18 +33,26 @@ class Events:
     reordered: int = 0
 
     def __post_init__(self):
-        if not len(self.t):
+        limits = {"t": (-(2**62), 2**62), "x": (0, self.width), "y": (0, self.height), "p": (0, 2)}
+        arrays = {name: np.asarray(getattr(self, name)) for name in limits}
+        for name, values in arrays.items():
+            if values.ndim != 1 or values.dtype.kind not in "biu":
+                unit = "whole microseconds" if name == "t" else "integers"
+                raise ValueError(f"{name} must be {unit} [N], got {values.dtype} {list(values.shape)}")
+        lengths = [len(values) for values in arrays.values()]
+        if len(set(lengths)) > 1:
+            raise ValueError(f"t, x, y, p differ in length: {', '.join(map(str, lengths))}")
+        if not lengths[0]:
             raise ValueError("no events")
-        if not len(self.t) == len(self.x) == len(self.y) == len(self.p):
-            raise ValueError(
-                f"t, x, y, p differ in length: {len(self.t)}, {len(self.x)}, {len(self.y)}, {len(self.p)}"
-            )
+        for name, (start, end) in limits.items():
+            values = arrays[name]
+            if values.min() < start or values.max() >= end:
+                i = np.flatnonzero((values < start) | (values >= end))[0]
+                raise ValueError(f"event {i} has {name} = {values[i]}, outside {start}..{end - 1}")
+            # Unsigned numbers would wrap where one is taken from another.
+            object.__setattr__(self, name, values.astype(np.int64, copy=False))
         if (self.t[1:] < self.t[:-1]).any():
             raise ValueError(f"the time of event {np.argmax(self.t[1:] < self.t[:-1]) + 1} runs backwards")
-        for name, values, end in (("x", self.x, self.width), ("y", self.y, self.height), ("p", self.p, 2)):
-            if values.min() < 0 or values.max() >= end:
-                i = np.flatnonzero((values < 0) | (values >= end))[0]
-                raise ValueError(f"event {i} has {name} = {values[i]}, outside 0..{end - 1}")
 
 
 def between(events: Events, start: int, end: int) -> Events:
@@ -84,7 +92,7 @@ def frames(
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     # One flat index an event, so that a single bincount fills all frames.
-    pixel = events.y.astype(np.int64) * events.width + events.x
+    pixel = events.y * events.width + events.x
     index = (_bins(events.t, steps, split_by) * (events.height * events.width) + pixel) * 2 + events.p
     shape = (steps, events.height, events.width, 2)
     counts = np.bincount(index, minlength=int(np.prod(shape))).reshape(shape)

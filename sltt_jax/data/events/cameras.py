@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from sltt_jax.data.arrays import ArrayData
+from sltt_jax.data.damage import reading
 from sltt_jax.data.events.binning import Events, SplitBy, between, frames
 from sltt_jax.data.events.conversion import RecordingFile, class_files, load_frames
 from sltt_jax.data.events.files import read_aedat, read_gesture_npy, read_nmnist
@@ -190,26 +191,31 @@ def _cifar10_dvs_splits(sources: list[RecordingFile]) -> tuple[list[RecordingFil
 
 
 def _trials(listing: Path) -> list[RecordingFile]:
-    paths = [listing.parent / name for name in listing.read_text().split()]
-    if not paths:
-        raise ValueError(f"{listing}: lists no recordings")
+    text = listing.read_bytes()
+    with reading(listing, "a list of recordings beside it"):
+        names = text.decode().split()
+        if not names:
+            raise ValueError("it is empty")
+        if outside := [name for name in names if Path(name).name != name]:
+            raise ValueError(f"{outside[0]!r} lies elsewhere")
+    paths = [listing.parent / name for name in names]
     return [RecordingFile(path, -1, (path.with_name(f"{path.stem}_labels.csv"),)) for path in paths]
 
 
 def _read_trial(source: RecordingFile) -> Iterator[tuple[Events, int]]:
     """Gestures of an original recording, cut as the csv beside it says."""
     events, (labels,) = read_aedat(source.path), source.beside
-    header, *lines = labels.read_text().split() or [""]
-    if not header.startswith("class,") or not lines:
-        raise ValueError(f"{labels}: expected rows under class,startTime_usec,endTime_usec, got {header!r}")
+    text = labels.read_bytes()
+    with reading(labels, "rows under class,startTime_usec,endTime_usec"):
+        header, *lines = text.decode().split() or [""]
+        if not header.startswith("class,") or not lines:
+            raise ValueError(f"it has {len(lines)} under {header[:50]!r}")
     for i, line in enumerate(lines):
-        try:
+        with reading(f"{labels}, row {i + 1}", "a class, a start and an end"):
             label, start, end = map(int, line.split(","))
+            if not 1 <= label <= GESTURES:
+                raise ValueError(f"class {label} is outside 1..{GESTURES}")
             gesture = between(events, start, end)
-        except ValueError as error:
-            raise ValueError(f"{labels}: row {i + 1}: {error}") from error
-        if not 1 <= label <= GESTURES:
-            raise ValueError(f"{labels}: row {i + 1}: class {label} is outside 1..{GESTURES}")
         yield gesture, label - 1
 
 

@@ -73,8 +73,7 @@ def load_frames(
         )
 
     paths = [path for split in splits for source in split for path in (source.path, *source.beside)]
-    arrays = build() if cache is None else cached(cache, name, options, folder, paths, build)
-    return ArrayData(**arrays, classes=classes)
+    return cached(cache, name, options, folder, paths, build, classes)
 
 
 def as_arrays(

@@ -8,8 +8,10 @@ from tqdm import tqdm
 
 from sltt_jax.data.arrays import ArrayData
 from sltt_jax.data.cache import cached
+from sltt_jax.data.damage import reading
 from sltt_jax.data.events.binning import narrow
 from sltt_jax.data.events.conversion import as_arrays
+from sltt_jax.data.events.foreign import decode
 
 UNITS = 700
 CLASSES = {"shd": 20, "ssc": 35}
@@ -39,8 +41,8 @@ def load_shd(
 
     Raises:
       FileNotFoundError: a file is missing.
-      ValueError: a file is damaged, a recording lasts longer than `duration`, or an option is outside its
-        range.
+      ValueError: a file is damaged or reads more of the machine than itself, a recording lasts longer than
+        `duration`, or an option is outside its range.
       ModuleNotFoundError: h5py is not installed.
     """
     if name not in CLASSES:
@@ -57,41 +59,28 @@ def load_shd(
         return as_arrays(*(_read(path, steps, channels, duration, CLASSES[name]) for path in paths))
 
     options = {"steps": steps, "channels": channels, "duration": duration}
-    arrays = build() if cache is None else cached(cache, name, options, folder, paths, build)
-    return ArrayData(**arrays, classes=CLASSES[name])
+    return cached(cache, name, options, folder, paths, build, CLASSES[name])
 
 
 def _read(
     path: Path, steps: int, channels: int, duration: float, classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Counts `[N, T, channels]` and labels `[N]` of a file with spikes/times, spikes/units and labels."""
-    try:
-        import h5py
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{path} is an HDF5 file, which needs: pip install h5py") from error
-    try:
-        with h5py.File(path) as file:
-            times, units = np.asarray(file["spikes/times"]), np.asarray(file["spikes/units"])
-            labels = np.asarray(file["labels"]).astype(np.int32)
-    except FileNotFoundError:
-        raise
-    except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{path}: not a file of spikes/times, spikes/units and labels: {error}") from error
-    if not 0 < len(labels) == len(times) == len(units):
-        raise ValueError(f"{path}: {len(times)} times, {len(units)} units and {len(labels)} labels")
-    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
-    if len(wrong):
-        raise ValueError(
-            f"{path}: label {labels[wrong[0]]} of recording {wrong[0]} is outside 0..{classes - 1}"
-        )
+    with reading(path, "a file of spikes/times, spikes/units and labels"):
+        file = decode("h5py", path)
+        times, units = (np.split(file[name], file[f"{name}_ends"])[:-1] for name in ("times", "units"))
+        labels = file["labels"]
+        if not 0 < len(labels) == len(times) == len(units):
+            raise ValueError(f"{len(times)} times, {len(units)} units and {len(labels)} labels")
+        wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+        if len(wrong):
+            raise ValueError(f"label {labels[wrong[0]]} of recording {wrong[0]} is outside 0..{classes - 1}")
     recordings = tqdm(zip(times, units, strict=True), desc=path.stem, total=len(labels), disable=None)
     xs = []
     for i, (t, unit) in enumerate(recordings):
-        try:
+        with reading(f"{path}, recording {i}", "spikes"):
             xs.append(_counts(t, unit, steps, channels, duration))
-        except ValueError as error:
-            raise ValueError(f"{path}: recording {i}: {error}") from error
-    return np.stack(xs), labels
+    return np.stack(xs), labels.astype(np.int32)
 
 
 def _counts(t: np.ndarray, unit: np.ndarray, steps: int, channels: int, duration: float) -> np.ndarray:
@@ -104,5 +93,6 @@ def _counts(t: np.ndarray, unit: np.ndarray, steps: int, channels: int, duration
         raise ValueError(f"units from {unit.min()} to {unit.max()}, expected 0..{UNITS - 1}")
     step = (t.astype(np.float64) * (steps / duration)).astype(np.int64)
     channel = unit.astype(np.int64) // (UNITS // channels)
-    counts = np.bincount(step * channels + channel, minlength=steps * channels)
+    # A product just below `duration` may be rounded up to it.
+    counts = np.bincount(np.minimum(step, steps - 1) * channels + channel, minlength=steps * channels)
     return narrow(counts.reshape(steps, channels))

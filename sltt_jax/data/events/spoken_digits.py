@@ -1,5 +1,6 @@
 """Spoken digits as spikes: a filter bank, and an event whenever a band's energy crosses a level."""
 
+import io
 import re
 import wave
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sltt_jax.data.arrays import ArrayData
+from sltt_jax.data.damage import reading
 from sltt_jax.data.events.binning import Events, frames
 from sltt_jax.data.events.conversion import RecordingFile, load_frames
 
@@ -64,19 +66,21 @@ def read_wav(path: str | Path) -> np.ndarray:
     """Reads the samples of a recording of one channel, 16 bits, 8 kHz: `[N]`, -1..1, float64.
 
     Raises:
-      ValueError: it is no such file, or truncated.
+      DamagedFile: it is no such file, or truncated.
     """
-    try:
-        with wave.open(str(path)) as file:
-            form = (file.getnchannels(), 8 * file.getsampwidth(), file.getframerate())
-            number, data = file.getnframes(), file.readframes(file.getnframes())
-    except (wave.Error, EOFError) as error:
-        raise ValueError(f"{path}: not a WAV file: {str(error) or 'it ends too early'}") from error
-    if form != (1, 16, RATE):
-        raise ValueError(f"{path}: (channels, bits, rate) are {form}, expected (1, 16, {RATE})")
-    if not number or len(data) != 2 * number:
-        raise ValueError(f"{path}: truncated: {len(data)} bytes for {number} samples of 2")
-    return np.frombuffer(data, "<i2") / 2**15
+    data = Path(path).read_bytes()
+    with (
+        reading(path, f"a WAV file of one channel, 16 bits and {RATE} Hz"),
+        wave.open(io.BytesIO(data)) as file,
+    ):
+        form = (file.getnchannels(), 8 * file.getsampwidth(), file.getframerate())
+        if form != (1, 16, RATE):
+            raise ValueError(f"(channels, bits, rate) are {form}, expected (1, 16, {RATE})")
+        number = file.getnframes()
+        samples = file.readframes(number)
+        if not number or len(samples) != 2 * number:
+            raise ValueError(f"truncated: {len(samples)} bytes for {number} samples of 2")
+        return np.frombuffer(samples, "<i2") / 2**15
 
 
 def filter_bank(samples: np.ndarray, bands: int) -> np.ndarray:
@@ -144,7 +148,5 @@ def _events(path: Path, bands: int, level: float) -> Events:
     t, x, p = (
         np.repeat(a, np.abs(number)) for a in (m * HOP * (10**6 // RATE), band, (number > 0).astype(int))
     )
-    try:
+    with reading(path, "a recording with sound"):
         return Events(t, x, np.zeros_like(x), p, height=1, width=bands)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error

@@ -5,7 +5,6 @@ With worker processes, a script needs the guard `if __name__ == "__main__":`, si
 
 import atexit
 import dataclasses
-import io
 import math
 import os
 import weakref
@@ -18,6 +17,8 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
+from sltt_jax.data.damage import reading
+from sltt_jax.data.images.decoding import open_image
 from sltt_jax.data.pipeline import Batch
 
 SIZE = 224
@@ -53,8 +54,13 @@ def random_resized_crop(image: Image.Image, rng: np.random.Generator, size: int 
 
 
 def resize_center_crop(image: Image.Image, resize: int = 256, size: int = SIZE) -> Image.Image:
-    """Cuts the middle `size` x `size` out, with the shorter side at `resize` (as torchvision)."""
+    """Cuts the middle `size` x `size` out, with the shorter side at `resize` (as torchvision).
+
+    Of a strip longer than 16:1 only the middle is resized: of 1 x 65,000 pixels all would become 17 million rows.
+    """
     short = min(image.size)
+    left, top = (max(0, side - 16 * short) // 2 for side in image.size)
+    image = image.crop((left, top, image.width - left, image.height - top)) if left or top else image
     width, height = (int(resize * side / short) for side in image.size)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = round((width - size) / 2), round((height - size) / 2)
@@ -194,9 +200,7 @@ def _evaluated(records: EncodedImages, index: int) -> dict[str, Any]:
 
 
 def _sample(record: dict[str, Any], transform: Callable[[Image.Image], Image.Image]) -> dict[str, Any]:
-    try:
-        image = Image.open(io.BytesIO(record["image"])).convert("RGB")
-    except OSError as error:  # Pillow's errors are of this type
-        name = record.get("file_name", b"of a record").decode()
-        raise ValueError(f"image {name} is damaged: {error}") from error
+    name = record.get("file_name", b"of a record").decode(errors="replace")
+    with reading(f"image {name}", "a whole JPEG or PNG"):
+        image = open_image(record["image"]).convert("RGB")
     return {"x": np.asarray(transform(image)), "y": np.int32(record["label"])}

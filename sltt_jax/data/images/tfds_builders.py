@@ -10,12 +10,12 @@ names; what is missing there is downloaded, and checked, by TFDS's download mana
 
 import gzip
 import io
+import math
 import os
 import re
 import struct
 import tarfile
 import types
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.datasets.imagenet2012 import imagenet2012_dataset_builder
+
+from sltt_jax.data.damage import DamagedFile, reading
+from sltt_jax.data.images.decoding import open_image
 
 Examples = Iterator[tuple[int | str, dict[str, Any]]]
 
@@ -37,8 +40,24 @@ PUBLISHED = {
     "imagenet2012": {"train": 1_281_167, "validation": 50_000},
 }
 
+# The largest published archive, CIFAR's, has 185 MB unpacked.
+LARGEST = 200_000_000
+
 _GZIP = b"\x1f\x8b"
 _UINT8 = 8
+
+
+def unpacked(path: Path) -> bytes:
+    """Reads a file, which is unpacked if it is gzipped; `LARGEST` bytes at most, since some grow a thousandfold.
+
+    Raises:
+      ValueError: it has more.
+    """
+    with path.open("rb") as file:
+        data = (gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == _GZIP else file).read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise ValueError(f"it has more than {LARGEST:,} bytes, unlike all that are published")
+    return data
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -47,23 +66,17 @@ def read_idx(path: Path) -> np.ndarray:
     Big endian: two zero bytes, the type (8: uint8), the number of dimensions, each as uint32, then the data.
 
     Raises:
-      ValueError: it is no such file, or shorter or longer than its header says.
+      DamagedFile: it is no such file, or shorter or longer than its header says.
     """
-    data = path.read_bytes()
-    try:
-        data = gzip.decompress(data) if data[:2] == _GZIP else data
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: not a whole gzip file: {error}") from error
-    if data[:3] != bytes([0, 0, _UINT8]):
-        raise ValueError(f"{path}: not an idx file of unsigned bytes, it begins with {data[:4].hex(' ')!r}")
-    try:
+    with reading(path, "a whole idx file of unsigned bytes"):
+        data = unpacked(path)
+        if data[:3] != bytes([0, 0, _UINT8]):
+            raise ValueError(f"it begins with {data[:4].hex(' ')!r}")
         shape = struct.unpack_from(f">{data[3]}I", data, 4)
-    except (IndexError, struct.error) as error:
-        raise ValueError(f"{path}: not a whole idx file: {error}") from error
-    start = 4 + 4 * len(shape)
-    if len(data) - start != np.prod(shape, dtype=np.int64):
-        raise ValueError(f"{path}: the header says {shape}, but {len(data) - start} bytes follow")
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+        start = 4 + 4 * len(shape)
+        if len(data) - start != math.prod(shape):
+            raise ValueError(f"the header says {shape}, but {len(data) - start} bytes follow")
+        return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
 def read_cifar(data: bytes, labels: int, where: str) -> tuple[np.ndarray, np.ndarray]:
@@ -78,11 +91,12 @@ def read_cifar(data: bytes, labels: int, where: str) -> tuple[np.ndarray, np.nda
       Images `[N, 32, 32, 3]` and labels `[N, labels]`, uint8.
 
     Raises:
-      ValueError: `data` is not a whole number of records.
+      DamagedFile: `data` is not a whole number of records.
     """
     size = labels + 3 * 32 * 32
-    if not data or len(data) % size:
-        raise ValueError(f"{where}: {len(data)} bytes are not a whole number of records of {size} bytes")
+    with reading(where, f"a whole number of records of {size} bytes"):
+        if not data or len(data) % size:
+            raise ValueError(f"{len(data)} bytes")
     rows = np.frombuffer(data, np.uint8).reshape(-1, size)
     return rows[:, labels:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), rows[:, :labels]
 
@@ -91,19 +105,18 @@ def read_members(source: Path, names: Sequence[str]) -> list[bytes]:
     """Reads the files `names` of a folder, or of a tar archive whatever folder they lie in there.
 
     Raises:
-      ValueError: a file is missing, or the archive is damaged.
+      DamagedFile: a file is missing, or the archive is damaged.
     """
-    found = {}
     if source.is_dir():
         found = {name: (source / name).read_bytes() for name in names if (source / name).is_file()}
     else:
-        try:
-            with tarfile.open(source) as tar:
-                found = {name: data for name, data in _files(tar) if name in names}
-        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{source}: not a whole tar archive: {error}") from error
+        with (
+            reading(source, "a whole tar archive"),
+            tarfile.open(fileobj=io.BytesIO(unpacked(source)), mode="r:") as tar,
+        ):
+            found = {name: data for name, data in _files(tar) if name in names}
     if missing := [name for name in names if name not in found]:
-        raise ValueError(f"{source}: has no {', '.join(missing)}")
+        raise DamagedFile(f"{source}: has no {', '.join(missing)}")
     return [found[name] for name in names]
 
 
@@ -111,17 +124,15 @@ def jpeg_bytes(data: bytes, where: str) -> bytes:
     """Makes a file of ImageNet an RGB or grey JPEG: 22 are CMYK and one is a PNG, these are encoded anew.
 
     Raises:
-      ValueError: `data` is not an image.
+      DamagedFile: `data` is not an image.
     """
-    try:
-        image = Image.open(io.BytesIO(data))
+    with reading(where, "a JPEG or PNG image"):
+        image = open_image(data)
         if image.format == "JPEG" and image.mode != "CMYK":
             return data
         encoded = io.BytesIO()
         image.convert("RGB").save(encoded, "JPEG", quality=100)
         return encoded.getvalue()
-    except OSError as error:  # Pillow's errors are of this type
-        raise ValueError(f"{where}: not an image: {error}") from error
 
 
 def idx_splits(builder, dl_manager) -> dict[str, Examples]:
@@ -135,9 +146,9 @@ def idx_splits(builder, dl_manager) -> dict[str, Examples]:
     def examples(split, image_path, label_path) -> Examples:
         images, labels = read_idx(image_path), read_idx(label_path)
         if images.shape[1:] != (28, 28):
-            raise ValueError(f"{image_path}: expected images [N, 28, 28], got {images.shape}")
+            raise DamagedFile(f"{image_path}: expected images [N, 28, 28], got {images.shape}")
         if labels.shape != (len(images),):
-            raise ValueError(f"{image_path}, {label_path}: {len(images)} images, labels {labels.shape}")
+            raise DamagedFile(f"{image_path}, {label_path}: {len(images)} images, labels {labels.shape}")
         _check_count(image_path, len(images), PUBLISHED[builder.name][split])
         _check_labels(label_path, labels, builder.info.features["label"].num_classes)
         for i, (image, label) in enumerate(zip(images, labels, strict=True)):
@@ -154,10 +165,8 @@ def cifar_splits(builder, dl_manager) -> dict[str, Examples]:
     features = [builder.info.features[key] for key in cifar.label_keys]
     texts = read_members(source, cifar.label_files)
     for feature, name, text in zip(features, cifar.label_files, texts, strict=True):
-        try:
+        with reading(f"{source}, {name}", "a list of classes"):
             feature.names = text.decode().split()
-        except ValueError as error:
-            raise ValueError(f"{source}, {name}: {error}") from error
 
     def examples(split, names) -> Examples:
         index = 0
@@ -186,14 +195,11 @@ def imagenet_splits(builder, dl_manager) -> dict[str, Examples]:
 
     def examples(split, archive) -> Examples:
         read, count = {"train": _train_images, "validation": _validation_images}[split], 0
-        try:
-            with tarfile.open(archive) as tar:
-                for name, label, data in read(tar):
-                    image = jpeg_bytes(data, f"{archive}, {name}")
-                    yield name, {"file_name": name, "image": image, "label": label}
-                    count += 1
-        except tarfile.TarError as error:
-            raise ValueError(f"{archive}: not a whole tar archive: {error}") from error
+        with reading(archive, "a whole tar archive"), tarfile.open(archive, "r:") as tar:
+            for name, label, data in read(tar, builder.info.features["label"].names):
+                image = jpeg_bytes(data, f"{archive}, {name}")
+                yield name, {"file_name": name, "image": image, "label": label}
+                count += 1
         _check_count(archive, count, PUBLISHED[builder.name][split])
 
     found = {split: _find((own, manual, manual.parent), [name]) for split, name in archives.items()}
@@ -252,36 +258,46 @@ def _find_or_download(builder, dl_manager, url, unpacked) -> Path:
 def _check_count(where, count, published):
     """Refuses sets that lack images: only their number tells it where a format has no checksum."""
     if count != published:
-        raise ValueError(f"{where}: {count} images, the published set has {published}")
+        raise DamagedFile(f"{where}: {count} images, the published set has {published}")
 
 
 def _check_labels(where, labels, classes):
     if len(wrong := np.flatnonzero(labels >= classes)):
-        raise ValueError(f"{where}: label {labels[wrong[0]]} of image {wrong[0]} is outside 0..{classes - 1}")
+        raise DamagedFile(f"{where}: label {labels[wrong[0]]} of image {wrong[0]} is outside 0..{classes - 1}")
 
 
 def _files(tar: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
+    """Names and bytes of all files; links, files with holes and sizes beyond the archive are damage."""
+    assert tar.fileobj is not None
+    end = tar.fileobj.seek(0, os.SEEK_END)
     for member in tar:
+        if member.isdir():
+            continue
+        whole = 0 <= member.size <= end - member.offset_data
+        if not (whole and member.isreg() and not member.issparse()):
+            raise ValueError(f"{member.name} is not a whole, plain file")
         if file := tar.extractfile(member):
             yield os.path.basename(member.name), file.read()
 
 
-def _train_images(tar: tarfile.TarFile) -> Iterator[tuple[str, str, bytes]]:
+def _train_images(tar: tarfile.TarFile, classes: Sequence[str]) -> Iterator[tuple[str, str, bytes]]:
     """Name, class and bytes of every image in an archive of one archive a class."""
     for name, data in _files(tar):
-        try:
-            with tarfile.open(fileobj=io.BytesIO(data)) as inner:
-                for image, content in _files(inner):
-                    yield image, name.removesuffix(".tar"), content
-        except tarfile.TarError as error:
-            raise tarfile.TarError(f"{name}: {error}") from error
+        label = name.removesuffix(".tar")
+        if label not in classes:
+            raise ValueError(f"{name} is not named after a class")
+        where = f"{tar.name}, {name}"
+        with reading(where, "a whole tar archive"), tarfile.open(fileobj=io.BytesIO(data), mode="r:") as inner:
+            for image, content in _files(inner):
+                yield image, label, content
 
 
-def _validation_images(tar: tarfile.TarFile) -> Iterator[tuple[str, str, bytes]]:
+def _validation_images(tar: tarfile.TarFile, classes: Sequence[str]) -> Iterator[tuple[str, str, bytes]]:
     """Name, class and bytes of every image; TFDS has the classes, in the order of the names."""
+    del classes
     labels = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt").read_text().split()
     for name, data in _files(tar):
         match = re.fullmatch(r"ILSVRC2012_val_(\d{8})\.JPEG", name)
-        if match is None:
-            raise tarfile.TarError(f"{name} is not the name of a validation image")
+        if match is None or not 1 <= int(match[1]) <= len(labels):
+            raise ValueError(f"{name} is not the name of a validation image 1..{len(labels)}")
         yield name, labels[int(match[1]) - 1], data

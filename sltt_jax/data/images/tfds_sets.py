@@ -9,6 +9,8 @@ import numpy as np
 
 from sltt_jax.data.arrays import ArrayData
 from sltt_jax.data.cache import cached, remove_rests
+from sltt_jax.data.damage import DamagedFile, reading
+from sltt_jax.data.images.decoding import open_image
 
 try:
     import tensorflow_datasets as tfds
@@ -29,24 +31,28 @@ class Records:
     """Random access to the records of one split; it can be pickled, for worker processes.
 
     Attributes:
-      source: of TFDS: dicts with `image` and `label`, and what else the set has.
+      source: of TFDS: dicts with `image`, the bytes of a file, `label`, and what else the set has.
       where: the split, for errors.
+      classes: number of classes.
 
     Raises:
-      ValueError: a record that is asked for is damaged or lies in a missing file.
+      DamagedFile: a record that is asked for is damaged, lies in a missing file or has a label outside
+        0..classes-1.
     """
 
     source: Sequence[dict[str, Any]]
     where: str
+    classes: int
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        try:
-            return self.source[index]
-        except RuntimeError as error:  # of the ArrayRecord reader
-            raise ValueError(f"{self.where}, record {index}: {error}. {_ANEW}") from error
+        with reading(f"{self.where}, record {index}", f"a whole record. {_ANEW}"):
+            record = self.source[index]
+            if not 0 <= record["label"] < self.classes:
+                raise ValueError(f"label {record['label']} is outside 0..{self.classes - 1}")
+            return record
 
 
 def image_records(name: str, split: str, data_dir: str | Path | None = None) -> Records:
@@ -54,7 +60,7 @@ def image_records(name: str, split: str, data_dir: str | Path | None = None) -> 
 
     Args and errors are those of `load_images`, and `split` is one that the set has.
     """
-    return _records(_prepared(name, data_dir), split, {"image": tfds.decode.SkipDecoding()})
+    return _records(_prepared(name, data_dir), split)
 
 
 def load_images(name: str, data_dir: str | Path | None = None) -> ArrayData:
@@ -81,9 +87,9 @@ def load_images(name: str, data_dir: str | Path | None = None) -> ArrayData:
     features = dict(builder.info.features)
     shape = getattr(features.get("image"), "shape", None)
     classes = getattr(features.get("label"), "num_classes", None)
-    if shape is None or None in shape or classes is None:
+    if shape is None or None in shape or classes is None or features["image"].np_dtype != np.uint8:
         raise ValueError(
-            f"{name}: only images of one size, with class labels, fit into an array; it has "
+            f"{name}: only uint8 images of one size, with class labels, fit into an array; it has "
             f"{builder.info.features}. `sltt_jax.data.images.imagenet` streams images of different sizes."
         )
     builder = _prepared(name, data_dir)
@@ -93,24 +99,32 @@ def load_images(name: str, data_dir: str | Path | None = None) -> ArrayData:
         arrays = {}
         for part, split in (("train", "train"), ("test", test)):
             records = _records(builder, split)
-            arrays[f"{part}_x"] = images = np.empty((len(records), *shape), features["image"].np_dtype)
+            arrays[f"{part}_x"] = images = np.empty((len(records), *shape), np.uint8)
             arrays[f"{part}_y"] = labels = np.empty(len(records), np.int32)
             for i in range(len(records)):
                 record = records[i]
-                images[i], labels[i] = record["image"], record["label"]
+                images[i], labels[i] = _pixels(record["image"], shape, records, i), record["label"]
         return arrays
 
     key = builder.info.full_name.replace("/", "-")
     files = sorted(folder.glob("*"))
     cache = Path(builder.data_dir_root) / "decoded"
-    return ArrayData(**cached(cache, key, {"test": test}, folder, files, decode), classes=classes)
+    return cached(cache, key, {"test": test}, folder, files, decode, classes)
+
+
+def _pixels(image: bytes, shape: tuple[int, int, int], records: Records, index: int) -> np.ndarray:
+    with reading(f"{records.where}, record {index}", f"a JPEG or PNG image {shape}. {_ANEW}"):
+        opened = open_image(image)
+        if opened.size != (shape[1], shape[0]):
+            raise ValueError(f"it is {opened.height} x {opened.width}")
+        return np.asarray(opened).reshape(shape)
 
 
 def _builder(name, data_dir) -> Any:
     try:
         return tfds.builder(name, data_dir=data_dir)
-    except json_format.ParseError as error:
-        raise ValueError(f"{data_dir}, {name}: damaged dataset_info.json. {_ANEW} ({error})") from error
+    except (json_format.ParseError, UnicodeDecodeError) as error:
+        raise DamagedFile(f"{data_dir}, {name}: damaged dataset_info.json. {_ANEW} ({error})") from error
 
 
 def _prepared(name, data_dir) -> Any:
@@ -122,16 +136,19 @@ def _prepared(name, data_dir) -> Any:
         return _builder(name, data_dir)  # of what is on disk; the one that prepares cannot be pickled
     builder = _builder(name, data_dir)  # another process may have put it there since
     if not (folder / "dataset_info.json").exists():
-        raise ValueError(f"{folder}: half prepared, it has no dataset_info.json. {_ANEW}")
+        raise DamagedFile(f"{folder}: half prepared, it has no dataset_info.json. {_ANEW}")
     if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
         raise ValueError(
             f"{folder}: prepared as {builder.info.file_format.value}, which needs TensorFlow. Convert it "
             f"where that is installed: tfds convert_format --dataset_version_dir={folder} "
             f"--out_file_format=array_record --out_dir=NEW_DATA_DIR/{builder.info.full_name}"
         )
-    files = [path for split in builder.info.splits.values() for path in split.filepaths]
-    if missing := [path.name for path in files if not path.exists()]:
-        raise ValueError(f"{folder}: half prepared, it has no {', '.join(missing[:3])}. {_ANEW}")
+    for split in builder.info.splits.values():
+        if missing := [path.name for path in split.filepaths if not path.exists()]:
+            raise DamagedFile(f"{folder}: half prepared, it has no {', '.join(missing[:3])}. {_ANEW}")
+        size = sum(path.stat().st_size for path in split.filepaths)
+        if split.num_examples > size:
+            raise DamagedFile(f"{folder}: {split.num_examples} records of {split.name} in {size} bytes. {_ANEW}")
     return builder
 
 
@@ -152,5 +169,7 @@ def _prepare(builder, folder):
             raise
 
 
-def _records(builder, split, decoders=None) -> Records:
-    return Records(builder.as_data_source(split, decoders=decoders), f"{builder.data_path}, {split}")
+def _records(builder, split) -> Records:
+    source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    classes = builder.info.features["label"].num_classes
+    return Records(source, f"{builder.data_path}, {split}", classes)

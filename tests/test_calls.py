@@ -1,0 +1,106 @@
+"""Calls that users of JAX expect to work: exported programs, dicts of inputs, NumPy's integers."""
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+from sltt_jax import Neuron, bptt, functional, losses, run, sltt, sltt_k, stream, tbptt
+from sltt_jax.analysis import assert_memory_flat
+from sltt_jax.layers import LIF, Conv, Dense
+from sltt_jax.models import MLP
+from tests.common.nets import two_matrices
+
+T = 3
+
+
+class Export(nn.Module):
+    """Layers that choose their way of computing by the size of a batch, with enough channels for all of them."""
+
+    @nn.compact
+    def __call__(self, xs, *, train, temporal_gradient):
+        del train
+        for _ in range(2):
+            xs = LIF(Neuron(v_threshold=0.2))(Conv(32, (3, 3))(xs), temporal_gradient=temporal_gradient)
+        return Dense(3)(xs.reshape(*xs.shape[:2], -1))
+
+
+@pytest.mark.parametrize("what", ["outputs", "gradient"])
+def test_export_for_any_batch_size(what):
+    model, rng = Export(), np.random.default_rng(0)
+    xs, y = jnp.asarray(rng.normal(size=(T, 5, 8, 8, 32)), jnp.float32), jnp.asarray([0, 1, 2, 1, 0])
+    params, _ = functional.init(model, jax.random.key(0), xs[0])
+
+    def compute(params, xs, y):
+        state = functional.at_rest(model, {}, xs[0])
+        apply = functional.applier(model)
+        if what == "outputs":
+            return run(apply, params, state, xs)[0].sum(0)
+        return sltt().value_and_grad(apply, losses.cross_entropy)(params, state, xs, y)[1]
+
+    (B,) = export.symbolic_shape("B")
+    sizes = lambda a, shape: jax.ShapeDtypeStruct(shape, a.dtype)
+    forms = jax.tree.map(lambda p: sizes(p, p.shape), params), sizes(xs, (T, B, 8, 8, 32)), sizes(y, (B,))
+    program = export.deserialize(export.export(jax.jit(compute))(*forms).serialize())
+    expected = jax.jit(compute)(params, xs, y)
+    chex.assert_trees_all_close(program.call(params, xs, y), expected, rtol=1e-3, atol=1e-4)
+    assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected)) > 1e-2
+
+
+class TwoInputs(nn.Module):
+    @nn.compact
+    def __call__(self, xs, *, train, temporal_gradient):
+        del train
+        both = Dense(8)(xs["image"]) + Dense(8)(xs["counts"])
+        return Dense(3)(LIF()(both, temporal_gradient=temporal_gradient))
+
+
+def test_inputs_of_a_linen_network_that_are_a_dict():
+    xs = {"image": jnp.ones((T, 4, 5)), "counts": jnp.ones((T, 4, 6), jnp.uint8)}
+    params, state = functional.init(TwoInputs(), jax.random.key(0), jax.tree.map(lambda x: x[0], xs))
+    f = jax.jit(sltt().value_and_grad(functional.applier(TwoInputs()), losses.cross_entropy))
+    (loss, aux), grads = f(params, state, xs, jnp.zeros(4, int))
+    chex.assert_shape(aux.outputs, (4, 3))
+    assert loss > 0 and jnp.abs(grads["Dense_1"]["kernel"]).max() > 0
+
+
+@pytest.mark.parametrize("build", [sltt, tbptt, sltt_k, lambda n: bptt(chunk=n)])
+def test_numpys_integers(build):
+    assert build(np.int64(2)) == build(2) and hash(build(np.int64(2))) == hash(build(2))
+    assert str(build(np.int64(2))) == str(build(2))
+
+
+def test_remat_of_a_layer_that_is_told_by_keyword():
+    layer = nn.remat(LIF)()
+    with pytest.raises(ValueError, match="temporal_gradient must be True or False when a network is traced"):
+        layer.init(jax.random.key(0), jnp.ones((2, 3, 4)), temporal_gradient=False)
+
+
+@pytest.mark.parametrize("rule", [sltt(10), tbptt(10), sltt()], ids=str)
+def test_memory_is_flat_over_blocks_of_any_length(rule):
+    """Over 8 and 64 blocks, where 8 steps would be too few for a chunk of 10."""
+    net = two_matrices()
+    wide = {"w1": jnp.ones((5, 12)), "w2": jnp.ones((12, 3))}
+    y = jnp.zeros((4, 3))
+    assert_memory_flat(
+        net.apply, net.step_loss, rule, wide, net.state, jnp.ones((1, 4, 5)), y, tolerance=0.05
+    )
+
+
+def test_a_stream_keeps_a_few_bytes_a_step():
+    """A view of a loss would keep what JAX and the device have of it, kilobytes a step."""
+    model = MLP((4,), 3)
+    params, state = functional.init(model, jax.random.key(0), jnp.ones((2, 5)))
+    f = stream(sltt(), functional.applier(model), losses.cross_entropy)
+    seen = []
+
+    def blocks(steps):
+        for _ in range(steps):
+            seen.append(len(jax.live_arrays()))
+            yield np.ones((1, 2, 5), np.float32)
+
+    f(params, state, blocks(200), jnp.zeros(2, int), T=200)
+    assert max(seen[100:]) <= max(seen[5:100])
