@@ -86,10 +86,12 @@ class bptt(Rule):
 
                 step = jax.checkpoint(step) if self.remat else step
                 (end, total), losses = scan_blocks(step, start, inputs, self.chunk)
-                return losses.mean(), Aux(losses, total, end)
+                return losses.sum(), Aux(losses, total, end)
 
             sums = jax.tree.map(lambda p: at_least_float32(jnp.asarray(p)), params)
-            return jax.value_and_grad(loss, has_aux=True)(sums)
+            grads, aux = jax.grad(loss, has_aux=True)(sums)
+            # Divided at the end, as in the other rules: half precision would round 1/T at every step.
+            return (aux.losses.mean(), aux), jax.tree.map(lambda g: g / T, grads)
 
         return f
 

@@ -25,8 +25,7 @@ def test_gradients_are_summed_in_float32(rule):
     weight, ones = jnp.asarray(0.5, jnp.bfloat16), jnp.ones((T, 2), jnp.bfloat16)
     (loss, aux), grad = f(weight, (), ones, jnp.asarray(0.25, jnp.bfloat16))
     assert grad.dtype == loss.dtype == aux.losses.dtype == jnp.float32
-    # bptt differentiates the mean, and 1/T is rounded where the loss of a step is bfloat16.
-    assert abs(float(grad) - 1) < (1e-3 if isinstance(rule, bptt) else 1e-5) and loss == 0.25
+    assert abs(float(grad) - 1) < 1e-5 and loss == 0.25
     chex.assert_trees_all_equal(aux.outputs, jnp.full(2, T / 2, jnp.float32))
 
 

@@ -75,6 +75,7 @@ def test_a_network_worked_out_by_hand():
     assert activity.energy(spikes).analogue_macs == 0
 
 
+@pytest.mark.slow
 def test_rates_are_those_that_the_layers_record():
     model = ConvNet(features=(4, 6), classes=3, dropout=0.2)
     inputs = jnp.asarray(np.random.default_rng(0).normal(size=(5, 8, 8, 8, 2)), jnp.float32)

@@ -31,6 +31,7 @@ def test_it_is_shorter_where_the_block_would_not_stay_in_the_cache(monkeypatch):
     assert 1 < auto_chunk(*arguments("wide", 60), gigabytes=1) < 60
 
 
+@pytest.mark.slow
 def test_few_weights_and_large_maps_want_a_short_one():
     assert auto_chunk(*arguments("maps", 12), gigabytes=1) in (1, 2)
 

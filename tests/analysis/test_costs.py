@@ -56,7 +56,7 @@ def either(name, rule, *, static, **kwargs):
         either("mlp", sltt_k(1), static=True),
         either("mlp", sltt_k(1), static=False),
         either("convnet", sltt(), static=True),
-        either("convnet", sltt_k(1), static=False),
+        either("convnet", sltt_k(1), static=False, marks=pytest.mark.slow),
         either("convnet", sltt(), static=False, marks=pytest.mark.slow),
         either("convnet", sltt_k(1), static=True, marks=pytest.mark.slow),
     ],
@@ -67,7 +67,7 @@ def test_memory_of_sltt_is_flat_in_time(name, rule, static):
     assert at[4] > 10_000
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["mlp", pytest.param("convnet", marks=pytest.mark.slow)])
 def test_memory_of_bptt_grows_at_least_linearly(name):
     at = {T: temp_bytes(name, bptt(), T) for T in (4, 8, 64)}
     assert (at[64] - at[8]) / (64 - 8) >= 0.95 * (at[8] - at[4]) / (8 - 4) > 1000, at
@@ -77,8 +77,9 @@ def test_memory_of_bptt_grows_at_least_linearly(name):
 @pytest.mark.parametrize(
     ("name", "rule", "static"),
     [
-        either("convnet", sltt(chunk=3), static=False),  # 8 and 64 steps leave a shorter block at the end
         either("convnet", tbptt(4), static=True),
+        # 8 and 64 steps leave a shorter block at the end.
+        either("convnet", sltt(chunk=3), static=False, marks=pytest.mark.slow),
         *(
             either("convnet", rule, static=static, marks=pytest.mark.slow)
             for rule, static in (
@@ -205,6 +206,7 @@ def test_cost_of_shapes_is_the_cost_of_arrays():
     assert dataclasses.replace(of_arrays, **same) == dataclasses.replace(of_shapes, **same)
 
 
+@pytest.mark.slow
 def test_growth_with_time():
     model, _ = MODELS["mlp"]
     sample = 4 * BATCH * 32

@@ -166,7 +166,9 @@ def test_error_signals_are_the_gradients_of_the_biases(x64):
             assert np.abs(total).min(1).max() > 1e-6
 
 
-@pytest.mark.parametrize("build", [agree.agreement, agree.step_agreement])
+@pytest.mark.parametrize(
+    "build", [agree.agreement, pytest.param(agree.step_agreement, marks=pytest.mark.slow)]
+)
 def test_a_repeated_input(x64, build):
     n = nets.net("two_matrices")
     x = n.inputs[0]
@@ -175,6 +177,7 @@ def test_a_repeated_input(x64, build):
     chex.assert_trees_all_close(a, b, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_same_rule(x64):
     """SLTT agrees with itself; against BPTT it is between nothing and all, in every layer but the readout."""
     n = nets.net("mlp")

@@ -68,6 +68,7 @@ def mlp_of(batch, T=4):
     return functional.applier(model), params, state, Repeat(x, T), jax.ShapeDtypeStruct((batch,), jnp.int32)
 
 
+@pytest.mark.slow
 def test_largest_batch_of_compiled_programs():
     sizes = {}
 
@@ -147,6 +148,7 @@ def test_timed_updates_go_on_from_each_other_and_leave_the_state():
         time_update(update, state, 2, repeats=0)
 
 
+@pytest.mark.slow
 def test_a_training_update_can_be_timed():
     model, optimizer = MLP((16,)), optax.sgd(0.1)
     encode = encoders.direct(2)

@@ -89,6 +89,7 @@ def test_convolutions_are_not_given_to_ynnpack():
         assert "convolution(" in told and "ynn" not in told, way
 
 
+@pytest.mark.slow
 @on_cpu
 def test_no_convolution_is_drawn_into_a_loop():
     """It would be computed naively there. The control: one of Linen's is."""

@@ -1,4 +1,4 @@
-"""What is said of rules and convolutions holds with what the experiments tell XLA too."""
+"""Rules and convolutions compute the same with the flags that the experiments set."""
 
 import subprocess
 import sys
@@ -10,13 +10,7 @@ import pytest
 from sltt_jax.cpu import tune_xla
 
 ROOT = Path(__file__).parents[2]
-FILES = (
-    "test_rules.py",
-    "test_sltt_k.py",
-    "cpu/test_convolution.py",
-    "cpu/test_winograd.py",
-    "analysis/test_costs.py",
-)
+FILES = "test_sltt_k.py", "cpu/test_convolution.py", "cpu/test_winograd.py"
 
 
 @pytest.mark.slow

@@ -86,6 +86,7 @@ def test_it_takes_the_place_of_large_convolutions_only():
         assert count(conv, other) == 0
 
 
+@pytest.mark.slow
 @on_cpu
 def test_rules_agree_with_it():
     """float32 gradients of a network wide enough for it, over chunks; BPTT, which must differ, does."""

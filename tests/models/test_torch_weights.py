@@ -1,5 +1,7 @@
 """Weights from PyTorch and back, and files by the real torch."""
 
+import logging
+import re
 from functools import partial
 
 import chex
@@ -87,15 +89,9 @@ NEURONS = {
 RULES = [rules.bptt(), rules.sltt(), rules.sltt(chunk=2), rules.sltt_k(k=1, draw=(1,))]
 
 
-@pytest.mark.parametrize(
-    ("name", "rule"),
-    [
-        pytest.param(name, rule, marks=[] if (name, rule) == ("resnet", rules.bptt()) else pytest.mark.slow)
-        for name in MODELS
-        for rule in RULES
-    ],
-    ids=str,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("rule", RULES, ids=str)
 def test_same_network_as_in_torch(name, rule, x64):
     """Weights go to PyTorch, which loads them strictly; then both compute the same, gradients too."""
     net = torch_net(name, **NEURONS[name])
@@ -198,7 +194,7 @@ def test_safetensors(tmp_path):
         read_checkpoint(tmp_path / "y.safetensors")
 
 
-def test_other_names_of_the_same_arrays():
+def test_other_names_of_the_same_arrays(caplog):
     """torchvision and spikingjelly: readout, shortcuts, wrapped layers, and VGGs of numbered features."""
     model, _ = model_and_input("resnet")
     renamed = {
@@ -219,7 +215,15 @@ def test_other_names_of_the_same_arrays():
         renamed[f"{prefix}.{leaf}"] = x
     # Kept in no order of their numbers.
     renamed = dict(sorted(renamed.items()))
-    chex.assert_trees_all_equal(from_torch(model, renamed), random_variables("vgg"))
+    with caplog.at_level(logging.INFO):
+        chex.assert_trees_all_equal(from_torch(model, renamed), random_variables("vgg"))
+        from_torch(model, state_dict("vgg"))
+    # Theirs take maxima, which no state dict tells; the authors' take means.
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+    assert all(
+        re.search(r"fits VGG\(.*\); .* is assumed: average pooling, Neuron\(.*\), dropout", record.message)
+        for record in caplog.records
+    )
 
 
 def test_three_readouts_are_not_one():
