@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 .PHONY: train test test-slow lint notebooks clean
 
 train: $(READY)
-	$(RUN) experiments/train.py digits --rule sltt --T 6 --epochs 20 --workdir runs/digits --overwrite
+	$(RUN) experiments/train.py digits --rule sltt --T 6 --epochs 20 --workdir runs/digits
 
 test: $(READY)
 	$(RUN) -m pytest -n 2 --dist loadfile -m "not slow"

@@ -15,10 +15,11 @@ from typing import Any
 import jax
 import numpy as np
 import tyro
-from common.command import check_at_least_one, command, write_json
+from common.command import check_numbers, command, write_json
 from common.configs import PRESETS
 from common.measures import measure_activity
-from common.runs import Experiment, Learned, Run, build, read_run, workdir_of
+from common.runs import Experiment, Learned, Run, build
+from common.workdirs import read_run, workdir_of
 from plots.activity import plot_activity
 
 from sltt_jax.analysis.activity import Activity, energy, problems
@@ -47,7 +48,7 @@ class Settings:
     workdir: Path | None = None
 
     def __post_init__(self):
-        check_at_least_one(self, "batch", "T")
+        check_numbers(self, "batch", "T", most=10**6)
         if self.network not in PRESETS and (self.reduced or self.made):
             raise ValueError("reduced and made are for presets; a run has its own settings")
         if self.network not in PRESETS and not Path(self.network).is_dir():

@@ -30,7 +30,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
-from common.command import check_at_least_one, command, resumed, write_json
+from common.command import check_numbers, command, resumed, write_json
 from peers.protocol import CORES
 from peers.runner import Job, run_process
 from peers.tables import report
@@ -86,12 +86,10 @@ class Settings:
     workdir: Path = Path("runs/benchmark")
 
     def __post_init__(self):
-        check_at_least_one(self, "repeats", "rounds")
-        for name in ("seconds", "limit"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        check_numbers(self, "repeats", "rounds")
+        check_numbers(self, "seconds", "limit", least=0)
         unknown = [w for w in self.workloads if w not in WORKLOADS]
-        if unknown or not self.workloads:
+        if unknown:
             raise ValueError(f"unknown workloads {unknown}; there are {', '.join(WORKLOADS)}")
         for entry in self.peer_python:
             name, _, path = entry.partition("=")

@@ -10,6 +10,7 @@ against time over the chunks of sltt). The last asks for the largest batch that 
 """
 
 import dataclasses
+import math
 import re
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from typing import Annotated
 
 import jax
 import tyro
-from common.command import command, markdown_table, write_json, write_results
+from common.command import check_numbers, command, markdown_table, write_json, write_results
 from common.configs import PRESETS, Model
 from common.programs import trace_update
 from common.rule_flags import steps_needed
@@ -64,16 +65,13 @@ class Costs:
     def __post_init__(self):
         if self.preset not in (None, *PRESETS):
             raise ValueError(f"unknown preset {self.preset!r}; there are {', '.join(PRESETS)}")
-        if not self.T or min(self.T) < 1:
-            raise ValueError(f"T must be numbers >= 1, got {self.T}")
-        if not self.rules:
-            raise ValueError("rules must name at least one rule")
         for text in self.rules:
             rule_at(text, 1)
-        for name in ("batch", "time", "largest_batch", "width"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be > 0, got {value}")
+        check_numbers(self, "T", "batch", most=10**6)
+        check_numbers(self, "width", least=1 / 64, most=64)
+        check_numbers(self, "time")
+        if self.largest_batch is not None and not 0 < self.largest_batch < math.inf:
+            raise ValueError(f"largest_batch must be > 0, got {self.largest_batch}")
         if self.time is not None and self.largest_batch is not None:
             raise ValueError("largest_batch runs nothing, and so has no time")
 

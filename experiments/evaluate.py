@@ -11,8 +11,9 @@ from pathlib import Path
 
 import jax
 import tyro
-from common.command import command, write_json
-from common.runs import build, held_out_batches, read_run, workdir_of
+from common.command import check_numbers, command, write_json
+from common.runs import build, held_out_batches
+from common.workdirs import read_run, workdir_of
 from tqdm import tqdm
 
 from sltt_jax import training
@@ -35,8 +36,7 @@ class Evaluate:
     data_dir: Path = Path("data")
 
     def __post_init__(self):
-        if any(t < 1 for t in self.T):
-            raise ValueError(f"T must be numbers >= 1, got {self.T}")
+        check_numbers(self, "T", most=10**6)
 
 
 @command(Evaluate, __doc__)

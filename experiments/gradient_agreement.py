@@ -19,11 +19,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from common.command import check_at_least_one, command, markdown_table, resumed, write_json
+from common.command import check_numbers, command, markdown_table, resumed, write_json
 from common.measures import arguments
 from common.rule_flags import steps_needed
-from common.runs import Experiment, Run, build, config_of, presets
-from common.sweeps import trained
+from common.runs import Experiment, Run, build, presets
+from common.sweeps import check_all, trained
+from common.workdirs import config_of
 from plots.agreement import plot_agreement, plot_steps
 from tqdm import tqdm
 
@@ -40,7 +41,7 @@ class Tracking(Run):
 
     Attributes:
       rules: whose gradients are compared with that of bptt, "sltt_k(2)". At numbers of steps below its k or
-        window a rule is left out.
+        window a rule is left out; one must be left at each, and each rule at one.
       steps: numbers of time steps T.
       batches: of the training data, on which gradients are compared; the same at every checkpoint.
     """
@@ -51,11 +52,17 @@ class Tracking(Run):
 
     def __post_init__(self, *flags):
         super().__post_init__(*flags)
-        if not self.rules or any(isinstance(parse_rule(text), bptt) for text in self.rules):
-            raise ValueError(f"rules must be others than bptt, got {' '.join(self.rules) or 'none'}")
-        if not self.steps or min(self.steps) < 2:
-            raise ValueError(f"steps must be numbers >= 2, got {self.steps}: all rules agree at one")
-        check_at_least_one(self, "batches")
+        if any(isinstance(parse_rule(text), bptt) for text in self.rules):
+            raise ValueError(f"rules must be others than bptt, got {' '.join(self.rules)}")
+        check_numbers(self, "steps", least=2, most=10**6)  # at one step all rules agree
+        check_numbers(self, "batches")
+        needed = {text: steps_needed(parse_rule(text)) for text in self.rules}
+        for text, least in needed.items():
+            if least > max(self.steps, default=least):
+                raise ValueError(f"rule {text} needs {least} steps, more than any of steps={self.steps}")
+        for T in self.steps:
+            if T < min(needed.values(), default=T):
+                raise ValueError(f"none of the rules {' '.join(needed)} can be run over T={T} steps")
 
 
 @command(presets("agreement_", Tracking), __doc__)
@@ -67,6 +74,7 @@ def main(base: Tracking):
     found = resumed(path, "settings", same)
     workdirs = {T: base.workdir / f"T{T}" / str(base.seed) for T in base.steps}
     runs = [dataclasses.replace(base, T=T, keep=ALL, workdir=workdir) for T, workdir in workdirs.items()]
+    check_all(runs)
     for run in runs:
         trained(run)
         for row in track(run, done={row["epoch"] for row in found["rows"] if row["T"] == run.T}):
@@ -89,7 +97,7 @@ def checkpoints(run: Run, experiment: Experiment) -> list[tuple[float, Path]]:
     """Lists all checkpoints of a run, each with the epochs that were trained until then."""
     folder, steps = run.workdir / training.CHECKPOINTS, experiment.data.train.steps_per_epoch
     found = []
-    for number in sorted(int(path.name) for path in folder.iterdir()):
+    for number in training.Checkpoints(run.workdir).numbers:
         epochs, updates = divmod(number, steps + 1)  # as the training loop numbers them
         found.append((epochs + updates / steps, folder / str(number)))
     return found

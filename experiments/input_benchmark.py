@@ -24,7 +24,7 @@ from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
-from common.command import check_at_least_one, command, write_json
+from common.command import check_numbers, command, write_json
 from common.configs import PRESETS
 from common.data_sets import WORKERS
 from common.photographs import photographs
@@ -69,11 +69,9 @@ class Settings:
     workdir: Path = Path("runs/inputs")
 
     def __post_init__(self):
-        check_at_least_one(self, "batches", "warmup")
-        if self.workers < 0:
-            raise ValueError(f"workers must be >= 0, got {self.workers}")
-        if not self.inputs:
-            raise ValueError(f"inputs must be some of {', '.join(get_args(Input))}")
+        check_numbers(self, "batches", "warmup", "batch_size")
+        check_numbers(self, "workers", least=0)
+        check_numbers(self, "width", least=1 / 64, most=64)
         if self.photographs < self.batch_size:
             raise ValueError(
                 f"photographs must be at least one batch of {self.batch_size}, got {self.photographs}"

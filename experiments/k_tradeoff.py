@@ -9,7 +9,7 @@ k_tradeoff.md and k_tradeoff.png into the workdir, and every run.
 import dataclasses
 import sys
 
-from common.command import command, markdown_table, plus_minus, write_results
+from common.command import check_numbers, command, markdown_table, plus_minus, write_results
 from common.runs import Run, presets
 from common.sweeps import entries, sweep
 from plots.sweeps import plot_k_tradeoff
@@ -24,7 +24,7 @@ class Tradeoff(Run):
     """Settings that the runs have in common, and those that they are compared over.
 
     Attributes:
-      K: numbers of steps with a backward pass; those above T are left out.
+      K: numbers of steps with a backward pass; those above T are left out, but not all.
       seeds: runs of each kind.
     """
 
@@ -33,8 +33,9 @@ class Tradeoff(Run):
 
     def __post_init__(self, *flags):
         super().__post_init__(*flags)
-        if not self.K or min(self.K) < 1:
-            raise ValueError(f"K must be numbers >= 1, got {self.K}")
+        check_numbers(self, "K")
+        if min(self.K, default=1) > self.T:
+            raise ValueError(f"K must have a number that is at most T={self.T}, got {self.K}")
 
 
 @command(presets("k_tradeoff_", Tradeoff), __doc__)

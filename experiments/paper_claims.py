@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-from common.command import command, markdown_table, write_json
+from common.command import check_numbers, command, markdown_table, write_json
 from common.programs import trace_update
 from common.runs import Run
 from tqdm import tqdm
@@ -64,8 +64,9 @@ class Settings:
         known = [claim.preset for claim in MEMORY]
         if unknown := [name for name in self.memory if name not in known]:
             raise ValueError(f"memory must be of {', '.join(known)}, got {', '.join(unknown)}")
-        if self.time < 0 or self.time_batch < 1 or not self.width > 0:
-            raise ValueError(f"time must be >= 0, time_batch >= 1 and width > 0, got {self}")
+        check_numbers(self, "time", least=0)
+        check_numbers(self, "time_batch")
+        check_numbers(self, "width", least=1 / 64, most=64)
 
     def run(self, preset: str, rule: str) -> Run:
         """The recipe of a preset under a rule."""

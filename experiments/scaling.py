@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 
 import jax
-from common.command import check_at_least_one, command, markdown_table, write_results
+from common.command import check_numbers, command, markdown_table, write_results
 from common.runs import Experiment, Run, build, presets
 
 from sltt_jax import training
@@ -35,16 +35,15 @@ class Scaling(Run):
 
     def __post_init__(self, *flags):
         super().__post_init__(*flags)
-        if not self.counts or min(self.counts) < 1:
-            raise ValueError(f"counts must be numbers >= 1, got {self.counts}")
-        check_at_least_one(self, "repeats")
+        check_numbers(self, "counts", most=1024)
+        check_numbers(self, "repeats")
 
 
 @command(presets("scaling_", Scaling), __doc__)
 def main(run: Scaling):
+    run.workdir.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_num_cpu_devices", max(run.counts))
     rows = [measure(run, count) for count in run.counts]
-    run.workdir.mkdir(parents=True, exist_ok=True)
     device, table = jax.devices()[0].device_kind, tabulate(rows)
     write_results(run.workdir, "scaling", {"device": device, "preset": run.preset, "rows": rows}, table)
     print(f"{run.preset}, {run.rule}, T={run.T}, {device}\n\n{table}")

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from common.command import check_at_least_one, command, resumed, write_json
+from common.command import check_numbers, command, resumed, write_json
 from common.rule_flags import steps_needed
 from plots.temporal import plot_delays, plot_taus
 from tqdm import tqdm
@@ -72,11 +72,10 @@ class Limits:
     workdir: Path = Path("runs/temporal_limits")
 
     def __post_init__(self):
-        check_at_least_one(self, "seeds", "updates", "batch_size", "units")
-        if not self.taus or min(self.taus) <= 1:
+        check_numbers(self, "seeds", "updates", "batch_size", "units", most=10**6)
+        check_numbers(self, "delays", least=0, most=10**6)
+        if not all(1 < tau < math.inf for tau in self.taus):
             raise ValueError(f"taus must be numbers > 1, got {self.taus}")
-        if not self.delays or min(self.delays) < 0:
-            raise ValueError(f"delays must be numbers >= 0, got {self.delays}")
 
 
 class Samples(NamedTuple):

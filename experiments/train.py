@@ -14,23 +14,51 @@ On several hosts, each runs the same command with its own number (or `--coordina
     python experiments/train.py cifar10 --coordinator HOST:PORT --num-processes 2 --process-id 0
 """
 
+import dataclasses
 import sys
 
 import jax
-from common.command import command
-from common.runs import Run, prepare, presets
+from common.command import check_numbers, command
+from common.runs import Run, presets
 from common.train_loop import train
+from common.workdirs import prepare
 
 from sltt_jax import training
 
 
-@command(presets(), __doc__)
-def main(run: Run):
+@dataclasses.dataclass(frozen=True)
+class Training(Run):
+    """A run, and the processes that share it.
+
+    Attributes:
+      coordinator: with several processes, host:port of the first; "auto" if Slurm, MPI or the TPU pod tells
+        all three.
+      num_processes: how many processes there are.
+      process_id: which this is, from 0.
+    """
+
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+
+    def __post_init__(self, *flags):
+        super().__post_init__(*flags)
+        check_numbers(self, "num_processes")
+        told = [
+            self.coordinator not in (None, "auto"),
+            self.num_processes is not None,
+            self.process_id is not None,
+        ]
+        if any(told) != all(told):
+            raise ValueError("several processes need all of --coordinator, --num-processes, --process-id")
+
+
+@command(presets(kind=Training), __doc__)
+def main(run: Training):
     if run.coordinator is not None:
         training.join(run.coordinator, run.num_processes, run.process_id)
-    with training.together():
-        experiment = prepare(run)
-        summary = train(experiment)
+    with training.together(), prepare(run) as (experiment, checkpoints):
+        summary = train(experiment, checkpoints)
     if jax.process_index() == 0:
         print(report(summary, experiment.run))
 

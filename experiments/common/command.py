@@ -1,8 +1,11 @@
 """Everything that the scripts have in common: settings, errors, exit status, and files of results."""
 
+import dataclasses
 import functools
 import json
+import math
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -46,66 +49,95 @@ def command(
     Returns:
       A decorator of `body(settings)`. The `main` that it makes returns the exit status: 0, or 1 after an
       error that is the user's to mend, which it prints, or 128 + n after signal n. It raises SystemExit(2)
-      for a command line that cannot be.
+      for a command line that cannot be. A list of settings must not be empty unless it is so by default.
     """
 
     def decorate(body):
         @functools.wraps(body)
         def main() -> int:
+            given, requests, status = None, None, 0
             try:
                 if isinstance(settings, Mapping):
                     given = tyro.extras.overridable_config_cli(dict(settings), description=manual)
                 else:
                     given = tyro.cli(settings, description=manual)
-                if xla is not None:
-                    xla()
-                body(given)
+                _check_lists(given)
+                with training.StopRequests(at_once=True) as requests:
+                    if xla is not None:
+                        xla()
+                    body(given)
             except (FloatingPointError, OSError, ValueError) as error:
                 print(f"error: {error}", file=sys.stderr)
-                if jax.distributed.is_initialized():
-                    training.leave(1)
-                return 1
+                status = 1
+            except KeyboardInterrupt:
+                number = (requests and requests.noted) or signal.SIGINT
+                print(f"\nstopped by {number.name}", file=sys.stderr)
+                status = 128 + number
             except training.Stopped as error:
-                print(f"\n{error}; the same command resumes it", file=sys.stderr)
+                again = " without --overwrite" if getattr(given, "overwrite", False) else ""
+                print(f"\n{error}; the same command{again} resumes it", file=sys.stderr)
                 return 128 + error.signal
-            return 0
+            if status and jax.distributed.is_initialized():
+                training.leave(status)
+            return status
 
         return main
 
     return decorate
 
 
-def check_at_least_one(settings: Any, *names: str):
-    """Raises a ValueError if one of these settings is below 1; None is not."""
+def _check_lists(settings):
+    for field in dataclasses.fields(settings):
+        if getattr(settings, field.name) == () != field.default:
+            raise ValueError(f"{field.name} needs at least one value")
+
+
+def check_numbers(settings: Any, *names: str, least: float = 1, most: float = math.inf):
+    """Raises a ValueError if one of these settings, or an entry of it, is not in least..most; None may be."""
     for name in names:
         value = getattr(settings, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be >= 1, got {value}")
+        entries = value if isinstance(value, tuple) else (value,)
+        if not all(least <= entry <= most for entry in entries if entry is not None):
+            bounds = f">= {least:g}" if most == math.inf else f"in {least:g}..{most:.10g}"
+            what = "numbers " if isinstance(value, tuple) else ""
+            raise ValueError(f"{name} must be {what}{bounds}, got {value}")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a file.
+
+    Raises:
+      ValueError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def write_json(path: Path, content: Any):
     """Writes a file that is either the old or the new one, whatever happens in between."""
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n")
-    unfinished.replace(path)
+    training.write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_results(folder: Path, name: str, content: Any, table: str):
     """Writes `<name>.json` and `<name>.md`, the numbers and their table."""
     write_json(folder / f"{name}.json", content)
-    (folder / f"{name}.md").write_text(table + "\n")
+    training.write_text(folder / f"{name}.md", table + "\n")
 
 
 def resumed(path: Path, entry: str, conditions: dict) -> dict:
     """Reads the results that are in a file already, or makes empty ones: `{entry: conditions, "rows": []}`.
 
     Raises:
-      ValueError: they were found under other conditions.
+      ValueError: they were found under other conditions, or the file is damaged or of something else.
     """
     conditions = json.loads(json.dumps(conditions, default=str))
-    found = json.loads(path.read_text()) if path.exists() else {entry: conditions, "rows": []}
-    if found[entry] != conditions:
-        raise ValueError(f"{path} holds results of {found[entry]}; choose another --workdir")
+    found = read_json(path) if path.exists() else {entry: conditions, "rows": []}
+    if not isinstance(found, dict) or not isinstance(found.get("rows"), list):
+        raise ValueError(f"{path} holds no such results; choose another --workdir")
+    if found.get(entry) != conditions:
+        raise ValueError(f"{path} holds results of {found.get(entry)}; choose another --workdir")
     return found
 
 

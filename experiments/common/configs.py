@@ -7,7 +7,7 @@ from typing import Literal, TypeVar
 import flax.linen as nn
 import jax.numpy as jnp
 import tyro
-from common.command import check_at_least_one
+from common.command import check_numbers
 from common.rule_flags import spelt
 
 from sltt_jax import models, surrogate
@@ -108,10 +108,18 @@ class Config:
     seed: int = 0
 
     def __post_init__(self, k, draw, scale, window, chunk, remat):
-        check_at_least_one(self, "train_samples", "test_samples", "T", "epochs", "batch_size")
-        for name in ("lr", "width"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+        check_numbers(self, "train_samples", "test_samples", "batch_size", "T", "epochs", most=10**6)
+        check_numbers(self, "features", most=2**16)
+        check_numbers(self, "width", least=1 / 64, most=64)  # the narrowest layer has 64 channels
+        check_numbers(self, "seed", least=0, most=2**32 - 1)
+        if not self.features:
+            raise ValueError("features needs at least one value")
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not abs(value) < 3e38 and name != "tau":
+                raise ValueError(f"{name} must be a number that float32 has, got {value}")
+        if not self.lr > 0:
+            raise ValueError(f"lr must be > 0, got {self.lr}")
+        make_neuron(self)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in 0..1, got {self.dropout}")
         flags = {"k": k, "draw": draw, "scale": scale, "window": window, "chunk": chunk}
@@ -265,12 +273,16 @@ def reduced(config: AnyConfig) -> AnyConfig:
     )
 
 
+def make_neuron(config: Config) -> Neuron:
+    """Builds the parameters of the neurons of a configuration."""
+    spike = surrogate.SURROGATES[config.surrogate]()
+    return Neuron(tau=config.tau, v_threshold=config.v_threshold, surrogate=spike)
+
+
 def make_model(config: Config, classes: int, *, axis_name: str | None = None) -> nn.Module:
     """Builds the network of a configuration, of a `pmap` over `axis_name` if there is one."""
-    spike = surrogate.SURROGATES[config.surrogate]()
-    neuron = Neuron(tau=config.tau, v_threshold=config.v_threshold, surrogate=spike)
     dtype = None if config.precision == "float32" else jnp.dtype(config.precision)
-    common = {"classes": classes, "neuron": neuron, "dtype": dtype}
+    common = {"classes": classes, "neuron": make_neuron(config), "dtype": dtype}
     if config.sync_batch_stats:
         common["axis_name"] = axis_name
     if config.model in SMALL:

@@ -17,7 +17,7 @@ from sltt_jax.data.events.cameras import load_cifar10_dvs, load_dvs_gesture, loa
 from sltt_jax.data.events.shd import load_shd
 from sltt_jax.data.events.spoken_digits import load_fsdd
 
-Loader = Callable[[Path, Config], data.ArrayData]
+Loader = Callable[[Path, Config, bool], data.ArrayData]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Spec:
     Attributes:
       shape: of one step's input, `[H, W, C]` or `[features]`.
       classes: number of classes.
-      load: `(directory, config) -> ArrayData`; None for what is streamed.
+      load: `(directory, config, download) -> ArrayData`; None for what is streamed.
       events: samples are event counts `[T, *shape]`, one frame a step; otherwise images.
       pixels: mean and standard deviation of pixels in 0..1, one a channel; None where images come normalised.
       augmentation: of the training samples.
@@ -74,29 +74,31 @@ class Spec:
         return data.ArrayData(*split(train), *split(test), classes=self.classes)
 
 
-def _digits(directory: Path, config: Config) -> data.ArrayData:
-    del directory, config  # they come with scikit-learn
+def _digits(directory: Path, config: Config, download: bool) -> data.ArrayData:
+    del directory, config, download  # they come with scikit-learn
     return data.load_digits()
 
 
 def _images(name: str) -> Loader:
-    def load(directory: Path, config: Config) -> data.ArrayData:
+    def load(directory: Path, config: Config, download: bool) -> data.ArrayData:
         del config
         from sltt_jax.data.images.tfds_sets import load_images  # tensorflow-datasets takes a second to import
 
-        return load_images(name, directory)
+        return load_images(name, directory, download=download)
 
     return load
 
 
 def _events(load_frames: Callable[..., data.ArrayData], folder: str) -> Loader:
-    def load(directory: Path, config: Config) -> data.ArrayData:
+    def load(directory: Path, config: Config, download: bool) -> data.ArrayData:
+        del download  # none of these can be fetched
         return load_frames(directory / folder, steps=config.T, cache=directory / "cache")
 
     return load
 
 
-def _cifar10_dvs(directory: Path, config: Config) -> data.ArrayData:
+def _cifar10_dvs(directory: Path, config: Config, download: bool) -> data.ArrayData:
+    del download
     return load_cifar10_dvs(
         directory / "cifar10_dvs",
         steps=config.T,
@@ -162,13 +164,13 @@ def spec(config: Config) -> Spec:
     return SPECS[config.data]
 
 
-def open_data(config: Config, directory: Path, *, made: bool) -> OpenData:
+def open_data(config: Config, directory: Path, *, made: bool, download: bool = False) -> OpenData:
     """Opens the data of a configuration, or makes some of the same form.
 
     Raises:
       ValueError: an unknown data set, fewer samples than one batch, a damaged file, or a number of samples of
         a set that is streamed.
-      OSError: a file is missing or cannot be read.
+      OSError: a file is missing (and not to be downloaded, or cannot be), or cannot be read.
     """
     form = spec(config)
     encode = form.encoder(config)
@@ -183,10 +185,10 @@ def open_data(config: Config, directory: Path, *, made: bool) -> OpenData:
     if made or not form.load:
         arrays = form.make(config.T, train=n_train or 512, test=n_test or 256, seed=config.seed)
     else:
-        arrays = form.load(directory, config)
+        arrays = form.load(directory, config, download)
     x, y = arrays.train_x[:n_train], arrays.train_y[:n_train]
     parts = {"test": (arrays.test_x[:n_test], arrays.test_y[:n_test])}
-    kept, held = split_indices(len(x), config.validation, seed=config.seed)
+    kept, held = split_indices(len(x), config)
     if len(held):
         parts = {"validation": (x[held], y[held]), **parts}
         x, y = x[kept], y[kept]
@@ -195,10 +197,19 @@ def open_data(config: Config, directory: Path, *, made: bool) -> OpenData:
     return OpenData(encode, train, held_out, {"x": x[:B], "y": y[:B]})
 
 
-def split_indices(n: int, share: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Splits the numbers 0..n-1 in two parts, both in order; the second is a random `share` of them."""
-    order = np.random.default_rng([seed, 1]).permutation(n)
-    held = round(share * n)
+def split_indices(n: int, config: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Splits the numbers 0..n-1 in two parts, both in order; the second, for validation, is a random one.
+
+    Raises:
+      ValueError: it would be empty though there is to be one, or what is left would not fill a batch.
+    """
+    order = np.random.default_rng([config.seed, 1]).permutation(n)
+    held = round(config.validation * n)
+    if config.validation and not 1 <= held <= n - config.batch_size:
+        raise ValueError(
+            f"validation {config.validation} keeps {held} of {n} samples and leaves {n - held} to train on; "
+            f"at least one must be kept, and a batch of {config.batch_size} be left"
+        )
     return np.sort(order[held:]), np.sort(order[:held])
 
 
@@ -208,7 +219,7 @@ def _imagenet(config: Config, directory: Path, mine: dict):
 
     train, test = (image_records("imagenet2012", split, directory) for split in ("train", "validation"))
     parts, B = {"test": test}, config.batch_size
-    kept, held = split_indices(len(train), config.validation, seed=config.seed)
+    kept, held = split_indices(len(train), config)
     if len(held):
         parts = {"validation": Subset(train, held), **parts}
         train = Subset(train, kept)

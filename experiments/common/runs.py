@@ -1,9 +1,7 @@
-"""One run: its settings, all that it is made of, and the directory that it writes."""
+"""One run: its settings, and all that it is made of."""
 
 import dataclasses
 import inspect
-import json
-import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from common import data_sets
-from common.command import check_at_least_one, write_json
+from common.command import check_numbers
 from common.configs import PRESETS, Config, make_model, reduced
 from common.rule_flags import AUTO
 
@@ -22,11 +20,6 @@ from sltt_jax import functional, losses, rules, training
 from sltt_jax.analysis import auto_chunk
 from sltt_jax.blocks import PyTree, first_step
 from sltt_jax.data import Prefetch
-
-CONFIG = "config.json"
-SUMMARY = "summary.json"
-CURVES = "curves.png"
-TENSORBOARD = "tensorboard"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,15 +32,12 @@ class Run(Config):
       init_from: start from the parameters and batch statistics of another run: its workdir, or one of its
         checkpoints.
       data_dir: directory of the data sets.
+      download: fetch the data set if it is not there and can be fetched.
       workdir: directory of all that the run writes. A run of the same settings that is in it already is
         resumed.
       resume: insist on resuming a run.
       overwrite: start anew in a workdir that holds a run.
       devices: of this process that are used; all by default.
-      coordinator: with several processes, host:port of the first; "auto" if Slurm, MPI or the TPU pod tells
-        all three.
-      num_processes: how many processes there are.
-      process_id: which this is, from 0.
       save_every: updates between two checkpoints within an epoch; by default there is one at its end.
       keep: how many of the last checkpoints are kept.
       tensorboard: write event files for TensorBoard as well.
@@ -58,13 +48,11 @@ class Run(Config):
     made: bool = False
     init_from: Path | None = None
     data_dir: Path = Path("data")
+    download: bool = False
     workdir: Path = Path("runs/default")
     resume: bool = False
     overwrite: bool = False
     devices: int | None = None
-    coordinator: str | None = None
-    num_processes: int | None = None
-    process_id: int | None = None
     save_every: int | None = None
     keep: int = 2
     tensorboard: bool = False
@@ -72,18 +60,9 @@ class Run(Config):
 
     def __post_init__(self, *flags):
         super().__post_init__(*flags)
-        check_at_least_one(self, "devices", "num_processes", "save_every", "keep")
+        check_numbers(self, "devices", "save_every", "keep")
         if self.resume and self.overwrite:
             raise ValueError("resume and overwrite exclude each other")
-        if self.coordinator not in (None, "auto") and not self.coordinator.rpartition(":")[2].isdecimal():
-            raise ValueError(f"coordinator must be host:port or auto, got {self.coordinator!r}")
-        told = [
-            self.coordinator not in (None, "auto"),
-            self.num_processes is not None,
-            self.process_id is not None,
-        ]
-        if any(told) != all(told):
-            raise ValueError("several processes need all of --coordinator, --num-processes, --process-id")
 
     @classmethod
     def of(cls, preset: str, **changes: Any) -> Self:
@@ -169,10 +148,12 @@ def build(run: Run) -> Experiment:
     training.check_divides(run.batch_size, len(devices) * jax.process_count())
     model = make_model(run, data_sets.spec(run).classes)
     step_loss = losses.classification(mse_weight=run.mse_weight, mse_target=run.mse_target)
-    data = data_sets.open_data(run, run.data_dir, made=run.made)
+    data = data_sets.open_data(run, run.data_dir, made=run.made, download=run.download)
     if run.rule == AUTO:
         chunk = _chosen_chunk(run, data, model, step_loss, len(devices))
         run = dataclasses.replace(run, rule=str(rules.sltt(chunk)))
+    if run.epochs * data.train.steps_per_epoch >= 2**31:  # updates are counted in int32
+        raise ValueError(f"epochs must be < {2**31 // data.train.steps_per_epoch} here, got {run.epochs}")
     schedule = training.cosine_per_epoch(
         run.lr, epochs=run.epochs, steps_per_epoch=data.train.steps_per_epoch
     )
@@ -191,69 +172,6 @@ def _chosen_chunk(run, data, model, step_loss, devices):
     params, state = jax.eval_shape(lambda xs: functional.init(model, key, first_step(xs)), inputs)
     apply = functional.applier(model, train=True, key=key)
     return auto_chunk(apply, step_loss, params, state, inputs, batch["y"], gigabytes=run.gigabytes)
-
-
-def prepare(run: Run) -> Experiment:
-    """Builds a run and makes its workdir ready, so that what cannot be is said before any long work.
-
-    Raises:
-      ValueError: a setting that cannot be, or another one than that of the run in the workdir.
-      OSError: the data cannot be read, the workdir cannot be written, or it holds no run to resume.
-    """
-    if run.reduced:
-        run = reduced(run)
-    path, wanted = run.workdir / CONFIG, config_of(run)
-    found = json.loads(path.read_text()) if path.exists() else None
-    if run.init_from is not None and not run.init_from.is_dir():
-        raise FileNotFoundError(f"init_from: there is no {run.init_from}")
-    if run.resume and found is None:
-        raise FileNotFoundError(f"{run.workdir} holds no run to resume")
-    if found is not None and not run.overwrite:
-        differs = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
-        if differs:
-            lines = (f"  {k}: {found.get(k)} in the workdir, {wanted.get(k)} now" for k in differs)
-            raise ValueError(
-                f"{run.workdir} holds a run of other settings; choose another --workdir, or --overwrite it:\n"
-                + "\n".join(lines)
-            )
-    experiment = build(dataclasses.replace(run, reduced=False))
-    if not training.same_everywhere(f"{wanted} {len(experiment.devices)}"):
-        raise ValueError("the processes differ in settings or number of devices; run the same command on all")
-    if jax.process_index() == 0 and (found is None or run.overwrite):
-        run.workdir.mkdir(parents=True, exist_ok=True)
-        for folder in (training.CHECKPOINTS, training.DAMAGED, TENSORBOARD):
-            shutil.rmtree(run.workdir / folder, ignore_errors=True)
-        for name in (training.METRICS_FILE, SUMMARY, CURVES):
-            (run.workdir / name).unlink(missing_ok=True)
-        write_json(path, wanted)
-    training.wait_for_all("workdir ready")  # the others find it as the first one leaves it
-    return experiment
-
-
-def config_of(run: Run) -> dict:
-    """The settings of a run without where it is run, as JSON has them."""
-    names = {field.name for field in dataclasses.fields(Config)} | {"made", "init_from"}
-    settings = {k: v for k, v in dataclasses.asdict(run).items() if k in names}
-    return json.loads(json.dumps(settings, default=str))
-
-
-def workdir_of(path: Path) -> Path:
-    """The workdir of a run, given it or one of its checkpoints."""
-    return path.parent.parent if path.parent.name == training.CHECKPOINTS else path
-
-
-def read_run(workdir: Path, data_dir: Path, **changes: Any) -> Run:
-    """Reads the settings of the run in a workdir, changed where `changes` names them.
-
-    Raises:
-      FileNotFoundError: there is none.
-    """
-    path = workdir / CONFIG
-    if not path.exists():
-        raise FileNotFoundError(f"{workdir} holds no run: it has no {CONFIG}")
-    settings = json.loads(path.read_text())
-    settings |= {"features": tuple(settings["features"]), "init_from": None, **changes}
-    return Run(**settings, data_dir=data_dir, workdir=workdir)
 
 
 def presets(prefix: str = "", kind: type[AnyRun] = Run) -> dict[str, tuple[str, AnyRun]]:

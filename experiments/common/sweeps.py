@@ -1,14 +1,14 @@
 """Many runs side by side: every variant of a run with several seeds, those that are finished left alone."""
 
 import dataclasses
-import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
-from common.runs import SUMMARY, Run, prepare
+from common.runs import Run
 from common.train_loop import train
+from common.workdirs import check_workdir, prepare, read_summary
 from tqdm import tqdm
 
 AnyRun = TypeVar("AnyRun", bound=Run)
@@ -20,14 +20,18 @@ def trained(run: Run) -> dict:
     Raises:
       ValueError, OSError, FloatingPointError, training.Stopped: as `prepare` and `train`.
     """
-    experiment = prepare(run)  # says so if the workdir holds a run of other settings
-    path = run.workdir / SUMMARY
-    if path.exists():
-        summary = json.loads(path.read_text())
-        if summary["status"] == "finished":
+    with prepare(run) as (experiment, checkpoints):
+        summary = read_summary(run.workdir)
+        if summary.get("status") == "finished":
             return summary
-    print(run.workdir, file=sys.stderr)
-    return train(experiment)
+        print(run.workdir, file=sys.stderr)
+        return train(experiment, checkpoints)
+
+
+def check_all(runs: Iterable[Run]):
+    """Raises what `check_workdir` raises of one of these, before the first of them trains."""
+    for run in runs:
+        check_workdir(run)
 
 
 def sweep(
@@ -52,6 +56,7 @@ def sweep(
         ]
         for name, settings in variants.items()
     }  # all of them before the first one trains: a setting that cannot be is an error now
+    check_all(run for of_variant in runs.values() for run in of_variant)
     for name, of_variant in tqdm(runs.items(), unit="variant"):
         yield name, of_variant, [trained(run) for run in of_variant]
 

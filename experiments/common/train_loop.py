@@ -10,24 +10,19 @@ from importlib.metadata import version
 import jax
 from common.command import write_json
 from common.measures import initial_problems
-from common.runs import (
-    CURVES,
-    SUMMARY,
-    TENSORBOARD,
-    Experiment,
-    Learned,
-    Run,
-    held_out_batches,
-    training_batches,
-)
+from common.runs import Experiment, Learned, Run, held_out_batches, training_batches
+from common.workdirs import CURVES, SUMMARY, TENSORBOARD
 from plots.curves import plot_curves
 
 from sltt_jax import training
 from sltt_jax.analysis import flops, temp_bytes
 
 
-def train(experiment: Experiment) -> dict:
+def train(experiment: Experiment, checkpoints: training.Checkpoints) -> dict:
     """Trains, writes everything into the workdir and returns the summary.
+
+    Args:
+      experiment, checkpoints: from `prepare`.
 
     Raises:
       FloatingPointError: training diverged.
@@ -39,45 +34,41 @@ def train(experiment: Experiment) -> dict:
     state = experiment.initial_state(jax.random.key(run.seed))
     if run.init_from is not None:
         state = state._replace(**experiment.load(run.init_from)._asdict())
-    records = training.read_metrics(run.workdir)
     first_process = jax.process_index() == 0
-    if not records and first_process:
+    if first_process and not training.read_metrics(run.workdir):
         for text in initial_problems(experiment, Learned(state.params, state.variables)):
             print(f"warning: before training, {text}", file=sys.stderr)
     state, update, costs = compile_update(experiment, state)
     summary = {**describe(experiment), **costs}
     summary["parameters"] = sum(p.size for p in jax.tree.leaves(state.params))
 
-    status = "failed"
+    def conclude(status):
+        records = training.read_metrics(run.workdir)
+        summary.update({"status": status, **results(records, run)})
+        if first_process:
+            write_json(run.workdir / SUMMARY, summary)
+            if records:
+                title = f"{run.preset}, {experiment.rule}, T={run.T}"
+                plot_curves(records, run.workdir / CURVES, title=title)
+
     try:
         with contextlib.ExitStack() as stack:
             log = stack.enter_context(event_files(run)) if first_process else lambda record: None
-            checkpoints = stack.enter_context(training.Checkpoints(run.workdir, keep=run.keep))
             for record in training.train_epochs(
                 state, update, experiment.evaluate(), training_batches(experiment),
                 held_out_batches(experiment), epochs=run.epochs, checkpoints=checkpoints,
                 workdir=run.workdir, save_every=run.save_every, score=score(run),
                 stop=stack.enter_context(training.StopRequests()),
             ):  # fmt: skip
-                records = [*records[: record["epoch"] - 1], record]
                 log(record)
-        status = "finished"
     except (KeyboardInterrupt, training.Stopped):
-        status = "stopped"
+        conclude("stopped")
         raise
     except FloatingPointError:
-        status = "diverged"
+        conclude("diverged")
         raise
-    finally:
-        summary |= {"status": status, **results(records, run)}
-        if first_process:
-            write_json(run.workdir / SUMMARY, summary)
-            if records:
-                title = f"{run.preset}, {experiment.rule}, T={run.T}"
-                plot_curves(records, run.workdir / CURVES, title=title)
     summary["parameters_sha256"] = training.sha256(experiment.load(run.workdir).params)
-    if first_process:
-        write_json(run.workdir / SUMMARY, summary)
+    conclude("finished")
     return summary
 
 

@@ -1,7 +1,7 @@
 """Reads the state dict of a PyTorch checkpoint, without PyTorch.
 
-A `.pth` file is a zip archive of raw numbers beside a pickle. Nothing of the pickle is run, and nothing that it
-says is believed: memory and time are bounded by the size of the file.
+A `.pth` file is a zip archive of raw numbers beside a pickle. Nothing of the pickle is run, and nothing that
+it says is believed: memory and time are bounded by the size of the file.
 """
 
 import math
@@ -53,9 +53,10 @@ def read_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
             return _read_archive(archive, path.stat().st_size)
     except torch_pickle.Refused as e:
         raise ValueError(
-            f"{path} names {e}, which is neither a tensor nor a plain container; nothing was loaded. If this is "
-            "a whole model, its .state_dict() should have been saved; if the file can be trusted: model = "
-            'torch.load(path, map_location="cpu", weights_only=False); torch.save(model.state_dict(), new_path)'
+            f"{path} names {e}, which is neither a tensor nor a plain container; nothing was loaded. A whole "
+            "model was saved where its .state_dict() should have been. If the file can be trusted: model = "
+            'torch.load(path, map_location="cpu", weights_only=False); '
+            "torch.save(model.state_dict(), new_path)"
         ) from None
     # A pickle of arbitrary bytes can raise nearly anything.
     except Exception as e:
@@ -104,7 +105,9 @@ def _array(archive, root, tensor, raw):
     dtype, key, size = tensor.storage
     for sizes in (tensor.shape, tensor.strides):
         if type(sizes) is not tuple or len(sizes) > 64:
-            raise ValueError(f"the shape or strides of a tensor in storage {key} are a {type(sizes).__name__}")
+            raise ValueError(
+                f"the shape or strides of a tensor in storage {key} are a {type(sizes).__name__}"
+            )
     counts = [size, tensor.offset, *tensor.shape, *tensor.strides]
     if not all(type(n) is int and 0 <= n < 2**63 for n in counts) or len(tensor.shape) != len(tensor.strides):
         raise ValueError(f"storage {key} is used with sizes that are none")

@@ -1,8 +1,8 @@
 """Reads a pickle of tensors, scalars and containers, without running it.
 
 A pickle is a program, and the unpickler of the standard library lets a file of a few hundred bytes allocate
-gigabytes, hash for years or overflow the stack. Here each instruction does work in proportion to its own bytes:
-containers are built, but nothing of theirs is hashed, compared or copied; keys of dicts are scalars.
+gigabytes, hash for years or overflow the stack. Here each instruction does work in proportion to its own
+bytes: containers are built, but nothing of theirs is hashed, compared or copied; keys of dicts are scalars.
 """
 
 import io
@@ -48,7 +48,12 @@ _STORAGES = {
     }.items()
 }  # fmt: skip
 
-_EMPTY: dict[str, Callable[[], Any]] = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_SET": list, "EMPTY_TUPLE": tuple}
+_EMPTY: dict[str, Callable[[], Any]] = {
+    "EMPTY_DICT": dict,
+    "EMPTY_LIST": list,
+    "EMPTY_SET": list,
+    "EMPTY_TUPLE": tuple,
+}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _MARKED = {"TUPLE": tuple, "LIST": list, "FROZENSET": tuple, "DICT": lambda items: _set({}, items)}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
@@ -67,6 +72,7 @@ def load(data: bytes) -> Any:
       ValueError: the pickle is damaged, or does anything else. Damage can raise other errors, too.
     """
     stack, marks, memo = [], [], {}
+    value: Any
 
     def marked():
         start = marks.pop()

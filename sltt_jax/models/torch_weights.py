@@ -5,6 +5,7 @@ state = {**state, **statistics}
 state_dict = to_torch(model, params, state)
 """
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -25,6 +26,8 @@ from sltt_jax.models.vgg import VGG
 
 __all__ = ["from_torch", "read_checkpoint", "to_torch", "torch_name"]
 
+_LOG = logging.getLogger(__name__)
+
 Model = ResNet | VGG | NFResNet
 
 
@@ -42,11 +45,6 @@ _NAMES = {
     NFResNet: _Names("conv1", "fc", "sn", "downsample"),
     VGG: _Names("layer1.0", "classifier.1", "", ""),
 }
-_POOLING = {
-    ResNet: "an average over the last map",
-    NFResNet: "XXX",
-    VGG: "average (not maximum) pooling",
-}
 _LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 _COUNTER = "num_batches_tracked"
 
@@ -57,10 +55,10 @@ def from_torch(model: Model, state_dict: Mapping[str, np.ndarray]) -> tuple[PyTr
     The names are those of the authors' code; what DataParallel, torchvision and spikingjelly call the same
     arrays is understood too. PyTorch's counters of batches are not used and may be missing.
 
-    A state dict holds numbers only. What has none cannot be checked and is assumed to be as in the model: how
-    a VGG pools (these average; torchvision's and SpikingJelly's take the maximum, and the logits of such weights
-    would be wrong), time constants, thresholds and resets of the neurons, strides, dropout. One line of the
-    log says so.
+    What a state dict does not hold is taken from the model, and cannot be checked: how it pools (all of ours
+    average, while the VGGs of torchvision and SpikingJelly take the maximum: with their weights the logits
+    are wrong), strides, dropout, and time constants, thresholds and resets of the neurons. One line of the
+    log says so, a warning where the names are those of torchvision and SpikingJelly.
 
     Args:
       model: a ResNet, VGG or NFResNet.
@@ -96,10 +94,11 @@ def from_torch(model: Model, state_dict: Mapping[str, np.ndarray]) -> tuple[PyTr
     if any(wrong.values()):
         lines = [f"  {what}: {', '.join(found)}" for what, found in wrong.items() if found]
         raise ValueError("\n".join([f"the state dict does not fit {_describe(model)}", *lines]))
-    logging.info(
-        "weights taken into %s. What a state dict does not hold is assumed: %s, as in the authors' code; %r and "
-        "dropout %s, as in the model", _describe(model), _POOLING[type(model)], model.neuron,
-        getattr(model, "dropout", 0.0),
+    foreign = any("features." in name for name in given)
+    _LOG.log(
+        logging.WARNING if foreign else logging.INFO,
+        "a state dict fits %s; what it does not hold is assumed: average pooling, %s, dropout %s",
+        *(_describe(model), model.neuron, getattr(model, "dropout", 0.0)),
     )
     flat = {path: _from_layout(model, path, arrays[name]) for name, (path, _) in expected.items()}
     variables = unflatten_dict({path: np.array(x, order="C") for path, x in flat.items()})

@@ -161,7 +161,7 @@ def _leaves(part):
 
 
 def _places(part):
-    """Names of the arrays of a part on disk, by their paths: Orbax is to rebuild no tree, whose nodes may be ours."""
+    """Names of the arrays on disk, by their paths; Orbax gets no tree, whose nodes may be a user's own."""
     return {path: str(i) for i, path in enumerate(sorted(_leaves(part)))}
 
 

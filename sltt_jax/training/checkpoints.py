@@ -141,12 +141,11 @@ class Checkpoints:
     def clear(self):
         """Deletes all checkpoints, the last one first, and the damaged ones; what else lies there stays.
 
+        Of several processes the first alone may call this.
+
         Raises:
           OSError: one cannot be deleted, or their directory is a symbolic link: to whose checkpoints?
         """
-        on_first(self._clear)
-
-    def _clear(self):
         for folder in (self._root, self._damaged):
             if folder.is_symlink():
                 raise OSError(f"{folder} is a symbolic link; delete what it leads to, or the link, by hand")

@@ -117,9 +117,10 @@ def train_epochs(
             raise ValueError(f"{workdir} holds a run of {before[0]} updates an epoch, now there are {steps}")
         if before[1] != devices:
             warnings.warn(
-                f"{workdir}: trained on {before[1]} devices so far, now on {devices}: the numbers will not be "
-                "those of an undisturbed run", stacklevel=2,
-            )  # fmt: skip
+                f"{workdir}: trained on {before[1]} devices so far, now on {devices}: results will not be "
+                "those of either alone",
+                stacklevel=2,
+            )
         state, epoch = TrainState(**jax.tree.map(jnp.asarray, parts)), _Epoch(**progress["epoch"])
         records = progress["records"]
         on_first(lambda: rewrite_metrics(workdir, records))

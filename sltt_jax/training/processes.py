@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import os
 import re
-import socket
 import sys
 from collections.abc import Callable, Mapping
 
@@ -12,8 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-# After so many seconds without a sign of life a process counts as lost, and JAX ends the others.
-TIMEOUT = 30
+from sltt_jax.training.rendezvous import TIMEOUT, meet
 
 
 def join(coordinator: str, processes: int | None = None, process: int | None = None):
@@ -25,49 +23,19 @@ def join(coordinator: str, processes: int | None = None, process: int | None = N
       process: which this is, from 0.
 
     Raises:
-      ConnectionError: the host is unknown, this is the first process and its port is taken, or the others
-        were not there within `TIMEOUT` seconds.
-      ValueError: `coordinator` is no address, nothing tells what "auto" stands for, or `process` is not in
-        0..processes-1.
+      ConnectionError, ValueError: as `meet`; or JAX failed, or nothing tells what "auto" stands for.
     """
     address = None if coordinator == "auto" else coordinator
-    if address is not None:
-        _check(address, processes, process)
     print(f"waiting for all processes at {coordinator}", file=sys.stderr)
+    if address is not None:
+        meet(address, processes or 0, process or 0)
     try:
+        # A process without a sign of life for so long counts as lost, and JAX ends the others.
         jax.distributed.initialize(
-            address, processes, process, initialization_timeout=TIMEOUT,
-            heartbeat_timeout_seconds=TIMEOUT, shutdown_timeout_seconds=TIMEOUT,
-        )  # fmt: skip
+            address, processes, process, heartbeat_timeout_seconds=TIMEOUT, shutdown_timeout_seconds=TIMEOUT
+        )
     except jax.errors.JaxRuntimeError as error:
-        raise ConnectionError(
-            f"the {processes} processes did not find one another at {coordinator} within {TIMEOUT} s; each "
-            f"needs a number of its own, the first one 0: {error}"
-        ) from error
-
-
-def _check(address, processes, process):
-    """Raises for what JAX answers with a crash, or with minutes of waiting."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
-        raise ValueError(f"coordinator must be host:port or auto, got {address!r}")
-    if not 0 <= process < processes:
-        raise ValueError(f"process must be in 0..{processes - 1}, got {process}")
-    try:
-        socket.getaddrinfo(host, int(port))
-    except OSError as error:
-        raise ConnectionError(f"coordinator {address}: {host} is unknown: {error}") from error
-    if process == 0:
-        v6 = socket.has_dualstack_ipv6()
-        try:
-            socket.create_server(
-                ("", int(port)), family=socket.AF_INET6 if v6 else socket.AF_INET, dualstack_ipv6=v6
-            ).close()
-        except OSError as error:
-            raise ConnectionError(
-                f"coordinator {address}: the first process cannot listen at port {port}, which another "
-                f"program or another process 0 may have: {error}"
-            ) from error
+        raise ConnectionError(f"no processes could be joined at {coordinator}: {error}") from error
 
 
 @contextlib.contextmanager

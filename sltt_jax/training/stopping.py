@@ -26,9 +26,9 @@ class StopRequests:
     request to any of them stops all at the same update: JAX's coordination service agrees on it.
 
     Args:
-      at_once: raise a KeyboardInterrupt at each signal, where there is no state to save. Python drops one that
-        is raised in a callback; it is noted all the same, and asked of the requests of a `with` statement
-        inside this one.
+      at_once: raise a KeyboardInterrupt at each signal, where there is no state to save. Python drops one
+        that is raised in a callback; it is noted all the same, and asked of the requests of a `with`
+        statement inside this one.
 
     Raises:
       Stopped: at the end of the `with` statement, for a request that nobody obeyed.

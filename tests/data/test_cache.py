@@ -1,16 +1,24 @@
+import io
 import os
 import re
 import resource
 import subprocess
 import sys
 import time
+import zipfile
 
 import numpy as np
 import pytest
 
 from sltt_jax.data.cache import DAY, cached, remove_rests
 
-ARRAYS = {"x": np.arange(50_000, dtype=np.uint16).reshape(100, 500), "y": np.arange(100, dtype=np.int32)}
+CLASSES = 100
+ARRAYS = {
+    "train_x": np.arange(50_000, dtype=np.uint16).reshape(100, 500),
+    "train_y": np.arange(100, dtype=np.int32),
+    "test_x": np.arange(500, dtype=np.uint16).reshape(1, 500),
+    "test_y": np.array([7], np.int32),
+}
 
 
 def no_build():
@@ -26,7 +34,9 @@ def source(tmp_path):
 
 
 def call(folder, source, build=lambda: ARRAYS, name="set", **options):
-    return cached(folder / "cache", name, options, source.parent, [source], build)
+    data = vars(cached(folder / "cache", name, options, source.parent, [source], build, CLASSES))
+    assert data.pop("classes") == CLASSES
+    return data
 
 
 def test_second_call_reads(tmp_path, source):
@@ -73,8 +83,44 @@ def test_damage_is_reported_and_repaired(tmp_path, source, damage):
     )
     with pytest.warns(UserWarning, match=re.escape(f"{path}: damaged cache, it is made again")):
         again = call(tmp_path, source)
-    np.testing.assert_array_equal(again["x"], ARRAYS["x"])
-    np.testing.assert_array_equal(call(tmp_path, source, no_build)["x"], ARRAYS["x"])
+    np.testing.assert_array_equal(again["train_x"], ARRAYS["train_x"])
+    np.testing.assert_array_equal(call(tmp_path, source, no_build)["train_x"], ARRAYS["train_x"])
+
+
+def entry(**arrays):
+    np.savez(out := io.BytesIO(), **arrays)
+    return out.getvalue()
+
+
+def zipped(name, data):
+    with zipfile.ZipFile(out := io.BytesIO(), "w") as file:
+        file.writestr(name, data)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        pytest.param(entry(), id="no arrays"),
+        pytest.param(entry(**ARRAYS, more=np.zeros(1)), id="one more"),
+        pytest.param(entry(**{**ARRAYS, "test_y": np.array([100])}), id="a label beyond the classes"),
+        pytest.param(entry(**{**ARRAYS, "train_y": np.array([{}] * 100, object)}), id="objects"),
+        pytest.param(zipped("train_x", b"no array"), id="text"),
+    ],
+)
+def test_an_entry_that_is_no_data_set_is_made_again(tmp_path, source, whole):
+    call(tmp_path, source)
+    (path,) = (tmp_path / "cache").iterdir()
+    path.write_bytes(whole)
+    with pytest.warns(UserWarning, match=re.escape(f"{path}: damaged cache, it is made again")):
+        call(tmp_path, source)
+    np.testing.assert_array_equal(call(tmp_path, source, no_build)["train_x"], ARRAYS["train_x"])
+
+
+def test_wrong_data_are_not_kept(tmp_path, source):
+    with pytest.raises(ValueError, match=r"test: label 100 of sample 0 is outside 0..99"):
+        call(tmp_path, source, lambda: {**ARRAYS, "test_y": np.array([100])})
+    assert not list((tmp_path / "cache").glob("*"))
 
 
 def test_full_disk(tmp_path, source):
@@ -82,7 +128,7 @@ def test_full_disk(tmp_path, source):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
-        with pytest.raises(OSError, match=r"cannot write 100,400 bytes of cache: .*set-\w+\.npz"):
+        with pytest.raises(OSError, match=r"cannot write 101,404 bytes of cache: .*set-\w+\.npz"):
             call(tmp_path, source)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -96,13 +142,15 @@ def test_a_killed_run_leaves_no_cache(tmp_path, source):
         "from sltt_jax.data import cache\n"
         "os.fsync = lambda _: os.kill(os.getpid(), 9)\n"
         "folder, source = map(Path, sys.argv[1:])\n"
-        "cache.cached(folder / 'cache', 'set', {}, source.parent, [source], lambda: {'x': np.zeros(9)})\n"
+        "build = lambda: {'train_x': np.zeros(1), 'train_y': np.array([0])} | {\n"
+        "    'test_x': np.zeros(1), 'test_y': np.array([0])}\n"
+        "cache.cached(folder / 'cache', 'set', {}, source.parent, [source], build, 100)\n"
     )
     killed = subprocess.run([sys.executable, "-c", code, tmp_path, source])
     assert killed.returncode == -9
     (rest,) = (tmp_path / "cache").iterdir()
     assert rest.suffix == ".tmp"
-    np.testing.assert_array_equal(call(tmp_path, source)["x"], ARRAYS["x"])
+    np.testing.assert_array_equal(call(tmp_path, source)["train_x"], ARRAYS["train_x"])
     # It might be of a live process; after a day without a write it is not, and the next use deletes it.
     assert rest.exists()
     age(rest, DAY + 60)
@@ -144,9 +192,9 @@ def test_a_folder_is_as_old_as_its_youngest_file(tmp_path):
 def test_another_process_is_first(tmp_path, source):
     """It writes the cache while this one builds."""
     build = lambda: call(tmp_path, source) and ARRAYS
-    np.testing.assert_array_equal(call(tmp_path, source, build)["x"], ARRAYS["x"])
+    np.testing.assert_array_equal(call(tmp_path, source, build)["train_x"], ARRAYS["train_x"])
     assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [".npz"]
-    np.testing.assert_array_equal(call(tmp_path, source, no_build)["x"], ARRAYS["x"])
+    np.testing.assert_array_equal(call(tmp_path, source, no_build)["train_x"], ARRAYS["train_x"])
 
 
 def test_two_processes_at_once(tmp_path, source):
@@ -161,9 +209,10 @@ def test_two_processes_at_once(tmp_path, source):
         "    (folder / f'{os.getpid()}.seen').touch()\n"
         "    while len(list(folder.glob('*.seen'))) < 2: time.sleep(0.01)\n"
         "os.fsync = wait\n"
-        "build = lambda: {'x': np.arange(50_000)}\n"
-        "x = cache.cached(folder / 'cache', 'set', {}, source.parent, [source], build)['x']\n"
-        "assert x.sum() == 50_000 * 49_999 // 2\n"
+        "x, y = np.arange(50_000, dtype=np.uint32), np.zeros(50_000, int)\n"
+        "build = lambda: {'train_x': x, 'train_y': y, 'test_x': x, 'test_y': y}\n"
+        "data = cache.cached(folder / 'cache', 'set', {}, source.parent, [source], build, 100)\n"
+        "assert data.train_x.sum() == 50_000 * 49_999 // 2\n"
     )
     both = [subprocess.Popen([sys.executable, "-c", code, tmp_path, source]) for _ in range(2)]
     try:
@@ -173,7 +222,7 @@ def test_two_processes_at_once(tmp_path, source):
             process.kill()
     assert len(list(tmp_path.glob("*.seen"))) == 2
     assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [".npz"]
-    np.testing.assert_array_equal(call(tmp_path, source, no_build)["x"], np.arange(50_000))
+    np.testing.assert_array_equal(call(tmp_path, source, no_build)["train_x"], np.arange(50_000))
 
 
 def test_cache_folder_cannot_be_made(tmp_path, source):

@@ -42,6 +42,22 @@ def test_state_is_of_the_very_batch(wrap, consumed):
     assert take(fresh, 12 - consumed) == whole[consumed:]
 
 
+@pytest.mark.parametrize(
+    ("other", "state"),
+    [
+        (ArrayBatches(X, Y, 2, seed=0), {}),
+        (ArrayBatches(X[:9], Y[:9], 3, seed=0), {}),
+        (ArrayBatches(X, Y, 3, seed=1), {}),
+        (ArrayBatches(X, Y, 3, seed=0), {"batch": 4}),
+    ],
+)
+def test_a_position_in_other_batches_is_refused(other, state):
+    batches = ArrayBatches(X, Y, 3, seed=0)
+    take(batches, 2)
+    with pytest.raises(ValueError, match="is no position in batches of "):
+        other.set_state(batches.get_state() | state)
+
+
 def test_prefetched_batches_are_on_the_device():
     batches = Prefetch(ArrayBatches(X, Y, 3, seed=0))
     assert batches.steps_per_epoch == 3

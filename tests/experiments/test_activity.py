@@ -56,7 +56,7 @@ def test_problems_at_the_start():
         (("nothing",), "'nothing' is no directory, and no preset: digits"),
         ((".", "--made"), "reduced and made are for presets"),
         ((".",), "holds no run"),
-        (("digits", "--T", "0"), "T must be >= 1, got 0"),
+        (("digits", "--T", "0"), "T must be in 1..1000000, got 0"),
     ],
 )
 def test_bad_settings(args, message, monkeypatch, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """What every script does with settings, errors, signals and results."""
 
+import contextlib
 import dataclasses
 import json
 import signal
@@ -8,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from common.command import command, markdown_table, plus_minus, resumed, write_results
 
-from sltt_jax.training import Stopped
+from sltt_jax.training import Stopped, StopRequests
 from tests.common.scripts import call
 
 
@@ -17,6 +18,8 @@ class Settings:
     """Settings of a test."""
 
     number: int = 1
+    overwrite: bool = False
+    names: tuple[str, ...] = ("a",)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +45,44 @@ def test_exit_status_and_message(error, status, message, monkeypatch, capsys):
     assert call(script, monkeypatch, "--number", 3) == status
     assert seen == ["xla", 3] and capsys.readouterr().err == message
     assert call(script, monkeypatch, "--number", "x") == 2 and len(seen) == 2
+    assert call(script, monkeypatch, "--names") == 1 and len(seen) == 2
+    assert capsys.readouterr().err.endswith("error: names needs at least one value\n")
+    if status == 143:
+        assert call(script, monkeypatch, "--overwrite") == 143
+        assert "the same command without --overwrite resumes it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("dropped", [False, True])
+def test_a_signal_before_any_training(number, dropped, monkeypatch, capsys):
+    """It ends the script; where Python drops what a handler raises, it is obeyed when training begins."""
+    before, updates = signal.getsignal(number), []
+
+    @command(Settings, "A script.", xla=None)
+    def main(settings):
+        with contextlib.suppress(*([KeyboardInterrupt] if dropped else [])):
+            signal.raise_signal(number)
+        with StopRequests() as stop:
+            updates.append(stop.asked(1))
+            raise Stopped(stop.asked(1))
+
+    assert call(SimpleNamespace(main=main, __name__="script"), monkeypatch) == 128 + number
+    assert updates == [number] * dropped and signal.getsignal(number) == before
+    err = capsys.readouterr().err
+    assert err.startswith(f"\nstopped by {number.name}") and ("resumes it" in err) == dropped
+
+
+def test_a_signal_after_the_last_update(monkeypatch, capsys):
+    """The next run of a sweep does not begin."""
+
+    @command(Settings, "A script.", xla=None)
+    def main(settings):
+        with StopRequests():
+            signal.raise_signal(signal.SIGTERM)
+        pytest.fail("forgotten")
+
+    assert call(SimpleNamespace(main=main, __name__="script"), monkeypatch) == 143
+    assert "stopped by SIGTERM" in capsys.readouterr().err
 
 
 def test_other_errors_are_defects_and_pass(monkeypatch):
@@ -64,6 +105,11 @@ def test_results_are_resumed_under_the_same_conditions(tmp_path):
     with pytest.raises(ValueError, match=r"holds results of .*; choose another --workdir"):
         resumed(path, "settings", {**same, "rules": ("bptt",)})
     assert json.loads(path.read_text())["rows"] == [1]
+    for text, message in (("{", "found.json is damaged: "), ("[]", "found.json holds no such results")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            resumed(path, "settings", same)
+        assert path.read_text() == text
 
 
 def test_tables():

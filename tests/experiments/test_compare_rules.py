@@ -1,28 +1,30 @@
 """The rules side by side."""
 
 import json
+import shutil
 
 import compare_rules
 import pytest
 
-from tests.common.scripts import QUICK, call
+from tests.common.scripts import QUICK, assert_refused, call
 
 
 def test_the_table_is_over_bptt(monkeypatch, tmp_path, capsys):
     """With made-up summaries in place of the training: a row for every rule, and a folder for its run."""
     runs = []
 
-    def train(experiment):
-        runs.append(experiment.run)
+    def trained(run):
+        runs.append(run)
         n = len(runs)
         return {"test_accuracy": n / 10, "temp_bytes": n * 2**20, "flops_per_update": 2e9 * n,
                 "seconds_per_update": n / 4}  # fmt: skip
 
-    monkeypatch.setattr(compare_rules, "train", train)
+    monkeypatch.setattr(compare_rules, "trained", trained)
     assert call(compare_rules, monkeypatch, *QUICK, "--workdir", tmp_path) == 0
     rules = ["bptt", "tbptt(2)", "sltt", "sltt(3)", "sltt_k(1)", "sltt_k(2)"]
     assert list(json.loads((tmp_path / "table.json").read_text())) == rules
     assert [run.rule for run in runs] == [run.workdir.name for run in runs] == rules
+    assert not any(run.overwrite for run in runs)  # started again, it finds what is finished
     table = (tmp_path / "table.md").read_text()
     assert table in capsys.readouterr().out
     assert table.splitlines()[0] == "| rule | test accuracy | temporaries | GFLOP / update | time / update |"
@@ -46,3 +48,17 @@ def test_compare_rules(monkeypatch, tmp_path, capsys):
     losses = {name: row["train_loss"] for name, row in rows.items()}
     rounding = abs(losses["sltt"] - losses["sltt(3)"])
     assert rounding < 1e-5 and abs(losses["sltt"] - losses["sltt_k(1)"]) > max(1e-5, 5 * rounding)
+
+
+def test_other_settings_of_one_run_are_said_before_any_is_trained(digits_run, monkeypatch, tmp_path, capsys):
+    shutil.copytree(digits_run, tmp_path / "sltt_k(2)")
+    before = (tmp_path / "sltt_k(2)" / "summary.json").read_text()
+    assert call(compare_rules, monkeypatch, *QUICK, "--lr", 0.05, "--workdir", tmp_path) == 1
+    assert "sltt_k(2) holds a run of other settings" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["sltt_k(2)"]
+    assert (tmp_path / "sltt_k(2)" / "summary.json").read_text() == before
+
+
+def test_it_is_not_for_several_processes(monkeypatch, tmp_path, capsys):
+    args = (*QUICK, "--coordinator", "auto")
+    assert_refused(compare_rules, args, "--coordinator", tmp_path / "run", monkeypatch, capsys)

@@ -106,7 +106,7 @@ def test_largest_batch(monkeypatch, tmp_path, capsys):
         (("nothing",), "unknown preset 'nothing'; there are digits"),
         (("digits", "--rules", "eprop"), "a rule is one of bptt(chunk, remat)"),
         (("digits", "--rules", "sltt(0)"), "chunk must be a whole number >= 1, got 0"),
-        (("digits", "--batch", "0"), "batch must be > 0, got 0"),
+        (("digits", "--batch", "0"), "batch must be in 1..1000000, got 0"),
         (("digits", "--rules", "sltt_k(3)", "--T", "2"), "none of the rules can be run over T=(2,)"),
         (("digits", "--largest-batch", "1", "--time", "3"), "largest_batch runs nothing"),
     ],

@@ -3,14 +3,21 @@
 import numpy as np
 import pytest
 from common import data_sets
+from common.configs import Config
 
 
 def test_validation_samples_are_not_trained_on():
-    kept, held = data_sets.split_indices(50, 0.2, seed=3)
+    split = lambda share, seed=3: data_sets.split_indices(
+        50, Config("digits", "digits", validation=share, seed=seed, batch_size=16)
+    )
+    kept, held = split(0.2)
     assert len(held) == 10 and sorted([*kept, *held]) == list(range(50))
-    assert held.tolist() != list(range(10)) and len(data_sets.split_indices(50, 0.0, seed=3)[1]) == 0
-    other = data_sets.split_indices(50, 0.2, seed=4)[1]
-    assert held.tolist() != other.tolist()
+    assert held.tolist() != list(range(10)) and len(split(0.0)[1]) == 0
+    assert held.tolist() != split(0.2, seed=4)[1].tolist()
+    assert (len(split(0.02)[1]), len(split(0.68)[0])) == (1, 16)
+    for share, kept in ((0.009, 0), (0.7, 35)):
+        with pytest.raises(ValueError, match=f"validation {share} keeps {kept} of 50 samples and leaves"):
+            split(share)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "mnist", "dvs_cifar10", "fsdd"])

@@ -6,7 +6,8 @@ import jax
 import pytest
 import train
 from common import configs
-from common.runs import Run, prepare
+from common.runs import Run
+from common.workdirs import prepare
 
 from tests.common.scripts import call
 
@@ -51,7 +52,8 @@ def test_recipes_run_reduced_on_made_up_data(name, monkeypatch, tmp_path):
 def test_a_recipe_is_made_small_on_made_up_data(tmp_path):
     """Without training: its settings, its data and its network."""
     run = Run.of("cifar10", reduced=True, made=True, train_samples=32, workdir=tmp_path / "run")
-    experiment = prepare(run)
+    with prepare(run) as (experiment, _):
+        pass
     config = json.loads((run.workdir / "config.json").read_text())
     found = [config[name] for name in ("width", "batch_size", "train_samples", "test_samples", "made")]
     assert found == [0.125, 16, 32, 64, True] and config["epochs"] == 2

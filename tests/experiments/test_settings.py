@@ -1,6 +1,18 @@
 """What cannot be is said before anything is written, and how a rule is named."""
 
+import dataclasses
+
+import ablation
+import benchmark
+import cost
+import gradient_agreement
+import input_benchmark
+import k_tradeoff
+import paper_claims
+import precision
 import pytest
+import scaling
+import temporal_limits
 import train
 from common import configs
 from common.configs import Config
@@ -12,7 +24,31 @@ from tests.common.scripts import assert_refused, call, unboxed
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("digits", "--T", 0), "T must be >= 1, got 0"),
+        (("digits", "--T", 0), "T must be in 1..1000000, got 0"),
+        (("digits", "--T", 3_000_000_000), "T must be in 1..1000000, got 3000000000"),
+        (("digits", "--epochs", 10**12), "epochs must be in 1..1000000, got 1000000000000"),
+        (
+            ("digits", "--made", "--epochs", 10**6, "--batch-size", 4, "--train-samples", 12000),
+            "epochs must be < 715827 here",
+        ),
+        (("digits", "--seed", 2**32), "seed must be in 0..4294967295, got 4294967296"),
+        (("digits", "--seed", -1), "seed must be in 0..4294967295, got -1"),
+        (("digits", "--features", 0), "features must be numbers in 1..65536, got (0,)"),
+        (("digits", "--features", 8, -1), "features must be numbers in 1..65536, got (8, -1)"),
+        (("digits", "--width", "inf"), "width must be in 0.015625..64, got inf"),
+        (("digits", "--width", 1e-9), "width must be in 0.015625..64, got 1e-09"),
+        (("digits", "--width", 1e6), "width must be in 0.015625..64, got 1000000.0"),
+        (("digits", "--lr", "inf"), "lr must be a number that float32 has, got inf"),
+        (("digits", "--lr", "nan"), "lr must be a number that float32 has, got nan"),
+        (("digits", "--weight-decay", 1e300), "weight_decay must be a number that float32 has, got 1e+300"),
+        (("digits", "--gigabytes", "nan"), "gigabytes must be a number that float32 has, got nan"),
+        (("digits", "--made", "--train-samples", 10**12), "train_samples must be in 1..1000000"),
+        (("digits", "--validation", 0.0001), "validation 0.0001 keeps 0 of 1437 samples"),
+        (
+            ("digits", "--validation", 0.999),
+            "validation 0.999 keeps 1436 of 1437 samples and leaves 1 to train",
+        ),
+        (("mnist", "--data-dir", "mistyped"), "mnist: there is no directory mistyped"),
         (("digits", "--rule", "sltt_k", "--k", 7), "k=7 is more than the T=6 time steps"),
         (("digits", "--rule", "tbptt", "--window", 7), "window=7 is more than the T=6"),
         (("digits", "--rule", "sltt", "--chunk", 9), "chunk=9 is more than the T=6"),
@@ -103,3 +139,33 @@ def test_rules_that_cannot_be(text, flags, message):
 
 def test_a_bare_kind_takes_no_more_steps_than_there_are():
     assert spelt("sltt_k", {}, T=1, k=2) == "sltt_k(1)" and spelt("tbptt", {}, T=1, k=2) == "tbptt(1)"
+
+
+SCRIPTS = {
+    ablation: ablation.Ablation,
+    benchmark: benchmark.Settings,
+    cost: cost.Costs,
+    gradient_agreement: gradient_agreement.Tracking,
+    input_benchmark: input_benchmark.Settings,
+    k_tradeoff: k_tradeoff.Tradeoff,
+    paper_claims: paper_claims.Settings,
+    precision: precision.Precisions,
+    scaling: scaling.Scaling,
+    temporal_limits: temporal_limits.Limits,
+}
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        pytest.param(module, field.name, id=f"{module.__name__} {field.name}")
+        for module, settings in SCRIPTS.items()
+        for field in dataclasses.fields(settings)
+        if isinstance(field.default, tuple) and field.default
+    ],
+)
+def test_a_list_must_not_be_empty(module, name, monkeypatch, tmp_path, capsys):
+    preset = ("digits",) if issubclass(SCRIPTS[module], Config) else ()
+    args = (*preset, f"--{name.replace('_', '-')}")
+    message = f"{name} needs at least one value"
+    assert_refused(module, args, message, tmp_path / "run", monkeypatch, capsys)

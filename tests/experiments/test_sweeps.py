@@ -148,14 +148,33 @@ def test_table_of_scaling(monkeypatch, tmp_path, capsys):
     assert table.splitlines()[3] == "| 3 | 48 | 100.0 ms | 200.0 ms | 300.0 ms | 1.50 | 160 |"
 
 
+def test_the_workdir_of_scaling_is_made_before_anything_is_measured(monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr(scaling, "measure", None)
+    assert call(scaling, monkeypatch, *QUICK, "--workdir", tmp_path / "file") == 1
+    err = capsys.readouterr().err
+    assert "error: " in err and str(tmp_path / "file") in err and (tmp_path / "file").read_text() == "mine"
+
+
+def test_what_a_sweep_would_meet_later_is_said_before_it_trains(untrained, monkeypatch, tmp_path, capsys):
+    last = tmp_path / "sltt_k(1, scale=unbiased)" / "1"
+    last.mkdir(parents=True)
+    (last / "metrics.jsonl").write_text("{}\n")
+    args = (*QUICK, "--K", 1, "--seeds", 2, "--workdir", tmp_path)
+    assert call(k_tradeoff, monkeypatch, *args) == 1 and untrained == []
+    assert f"{last} has metrics.jsonl, but no config.json" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("module", "args", "message"),
     [
         (k_tradeoff, ("--K", 0), "K must be numbers >= 1, got (0,)"),
+        (k_tradeoff, ("--K", 3, 9), "K must have a number that is at most T=2, got (3, 9)"),
+        (ablation, ("--taus", 5, 0.5), "tau must be >= 1 (in time steps), got 0.5"),
         (k_tradeoff, ("--seeds", 0), "seeds must be >= 1, got 0"),
         (ablation, ("--surrogates", "relu"), "surrogates must be of triangle"),
         (precision, ("--seeds", 0), "seeds must be >= 1, got 0"),
-        (scaling, ("--counts", 0), "counts must be numbers >= 1, got (0,)"),
+        (scaling, ("--counts", 0), "counts must be numbers in 1..1024, got (0,)"),
         (scaling, ("--repeats", 0), "repeats must be >= 1, got 0"),
     ],
 )

@@ -63,8 +63,8 @@ def test_what_is_done_is_not_done_again(monkeypatch, tmp_path, capsys):
     ("settings", "message"),
     [
         ({"taus": (1.0,)}, "taus must be numbers > 1"),
-        ({"delays": (-1,)}, "delays must be numbers >= 0"),
-        ({"seeds": 0}, "seeds must be >= 1, got 0"),
+        ({"delays": (-1,)}, "delays must be numbers in 0..1000000"),
+        ({"seeds": 0}, "seeds must be in 1..1000000, got 0"),
     ],
 )
 def test_bad_settings(settings, message):

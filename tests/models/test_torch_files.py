@@ -3,8 +3,11 @@
 import io
 import os
 import pickle
+import struct
 import subprocess
 import sys
+import time
+import tracemalloc
 import zipfile
 from collections import OrderedDict
 from functools import partial
@@ -124,6 +127,11 @@ def tensor_archive(path, storage=None, offset=0, shape=(2, 3), strides=(3, 1), *
 @pytest.mark.parametrize(
     "wrong",
     [
+        {"shape": (2**70, 3)},
+        {"shape": (1,) * 65, "strides": (1,) * 65},
+        {"strides": (2**70, 1)},
+        {"storage": Storage(key=("0",))},
+        {"storage": Storage(size=6.0)},
         {"offset": 1},
         {"offset": -1},
         {"shape": (3, 3)},
@@ -145,6 +153,84 @@ def tensor_archive(path, storage=None, offset=0, shape=(2, 3), strides=(3, 1), *
 def test_tensors_beyond_their_storage_are_refused(wrong, tmp_path):
     with pytest.raises(ValueError, match=r"x\.pth is not a checkpoint, or damaged"):
         read_checkpoint(tensor_archive(tmp_path / "x.pth", **wrong))
+
+
+U = b"\x8c\x01w"  # a string, "w"
+TWICE = b"q\x000h\x00h\x00\x86"  # a pair of twice what is on the stack
+NESTED = {
+    "as a value": b"}" + U + b")" + b"\x85" * (2 * 10**5) + b"s.",
+    "as a key": b"}" + b")" + b"\x85" * (2 * 10**5) + U + b"s.",
+    "in lists": b"}" + U + b"]" * 10**5 + b"a" * (10**5 - 1) + b"s.",
+    "exponential key": b"}" + b")" + TWICE * 60 + U + b"s.",
+    "exponential value": b"}" + U + b")" + TWICE * 60 + b"s.",
+    "exponential name": b"})" + TWICE * 60 + b"\x93.",
+    "exponential size": b"}" + U + b"ctorch\nFloatStorage\n)" + TWICE * 60 + b"Q.",
+    "exponential set": b"\x8f()" + TWICE * 60 + b"\x90.",
+    "long integer as a key": b"}\x8b" + struct.pack("<i", 10**6) + b"\1" * 10**6 + U + b"s.",
+    "far memo": b"}r\x00\x00\x00\x10.",
+    "long bytes": b"\x8e" + struct.pack("<Q", 2**32) + b".",
+    "long byte array": b"\x96" + struct.pack("<Q", 2**32) + b".",
+    "long text": b"\x8d" + struct.pack("<Q", 2**62) + b".",
+    "long frame": b"\x80\x04\x95" + struct.pack("<Q", 2**62) + b".",
+    "copies of a list": b"]("
+    + b"N" * 10**4
+    + b"eq\x000"
+    + b"ccollections\nOrderedDict\nh\x00\x85R0" * 100
+    + b"}.",
+    "out of nothing": b"u.",
+    "no mark": b"}))t.",
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_time_and_memory_are_bounded_by_the_file(name, tmp_path):
+    """The unpickler of the standard library crashes, takes gigabytes or does not come back."""
+    path = archive(tmp_path / "x.pth", b"\x80\x02" + NESTED[name])
+    tracemalloc.start()
+    start = time.process_time()
+    try:
+        with pytest.raises(ValueError, match=r"x\.pth is not a checkpoint, or damaged"):
+            read_checkpoint(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 200 * path.stat().st_size + 10**6
+    assert time.process_time() - start < 60
+
+
+def test_a_storage_of_many_tensors_is_read_once(tmp_path, monkeypatch):
+    tensors = {str(i): Call(Rebuild, Storage(), i % 3, (3,), (1,), False, OrderedDict()) for i in range(400)}
+    Pickler(content := io.BytesIO(), 2).dump(tensors)
+    numbers = np.arange(6, dtype=np.float32)
+    path = archive(tmp_path / "x.pth", content.getvalue(), **{"data/0": numbers.tobytes()})
+    names, read = [], zipfile.ZipFile.read
+    monkeypatch.setattr(zipfile.ZipFile, "read", lambda self, name: names.append(name) or read(self, name))
+    loaded = read_checkpoint(path)
+    assert sorted(names) == ["x/data.pkl", "x/data/0"]
+    for i in range(400):
+        np.testing.assert_array_equal(loaded[str(i)], numbers[i % 3 :][:3])
+        assert np.shares_memory(loaded[str(i)], loaded["2"])
+
+
+def test_parts_larger_than_the_file_are_refused(tmp_path):
+    path = tensor_archive(tmp_path / "x.pth")
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"x/data/0", data.index(b"PK\x01\x02")) - 46
+    data[entry + 20 : entry + 28] = struct.pack("<II", 2**31, 2**31)
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"x\.pth is not .* its parts have 2147\d+ bytes, the file \d+"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("protocol", [1, 2, 3, 4, 5])
+def test_plain_values_beside_the_state_dict(tmp_path, protocol):
+    rest = {"a": (1, 2, 3, 4), "b": [[], {}, ()], 5: 2**80, None: True, "c": -1.5}
+    if protocol >= 4:  # before, they are calls of functions
+        rest |= {"d": {1, 2}, "e": frozenset([3]), "f": b"\0"}
+    tensor = Call(Rebuild, Storage(), 0, (2, 3), (3, 1), False, OrderedDict(x=1))
+    Pickler(content := io.BytesIO(), protocol).dump({**rest, "net": OrderedDict(w=tensor)})
+    path = archive(tmp_path / "x.pth", content.getvalue(), **{"data/0": bytes(24)})
+    np.testing.assert_array_equal(read_checkpoint(path)["w"], np.zeros((2, 3), np.float32))
 
 
 def test_damaged_files_are_named(tmp_path):
@@ -188,7 +274,7 @@ def test_pickled_network_and_old_format_are_refused(tmp_path):
     torch.save({"net": net}, tmp_path / "x.pth")
     with pytest.raises(
         ValueError,
-        match=r"names tests\.common\.torch_nets\.ResNet, .* save its state dict alone: torch\.save",
+        match=r"names tests\.common\.torch_nets\.ResNet, .* its \.state_dict\(\) should have been",
     ):
         read_checkpoint(tmp_path / "x.pth")
     torch.save(net.state_dict(), tmp_path / "y.pth", _use_new_zipfile_serialization=False)

@@ -1,5 +1,6 @@
 """Checkpoints: what is kept, and what comes back."""
 
+import math
 import re
 import resource
 import shutil
@@ -11,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sltt_jax.neurons import Neuron
+from sltt_jax.surrogate import sigmoid
 from sltt_jax.training import CHECKPOINTS, DAMAGED, Checkpoints, load_parts, sha256
 from tests.common.checkpoints import load, parts, save
 
@@ -75,18 +78,77 @@ def test_what_was_not_finished_is_no_checkpoint(tmp_path):
     assert [p.name for p in (tmp_path / CHECKPOINTS).iterdir()] == ["1"]
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_what_is_not_finite_is_not_saved(tmp_path, value, dtype):
+def test_nan_is_not_saved_and_infinity_is(tmp_path, dtype):
     save(tmp_path, 1)
-    bad = parts(2)
-    bad["params"]["b"] = jnp.asarray([0, value, 1], dtype)
+    bad, infinite = parts(2), {"mask": jnp.asarray([-jnp.inf, 0, jnp.inf], dtype)}
+    bad["params"]["b"] = jnp.asarray([0, jnp.nan, 1], dtype)
+    (tmp_path / "infinite").mkdir()
+    with Checkpoints(tmp_path / "infinite") as checkpoints:
+        checkpoints.save(1, infinite, {}, score=-math.inf)
+        loaded, _ = checkpoints.load(infinite)
+    np.testing.assert_array_equal(loaded["mask"], infinite["mask"])
     with Checkpoints(tmp_path) as checkpoints:
-        with pytest.raises(FloatingPointError, match=r"params\['b'\] is not finite; checkpoint 2 was not"):
+        with pytest.raises(FloatingPointError, match=r"params\['b'\] holds NaN; checkpoint 2 was not"):
             checkpoints.save(2, bad, {})
         with pytest.raises(FloatingPointError, match="score is nan; checkpoint 2 was not saved"):
             checkpoints.save(2, parts(2), {}, score=float("nan"))
     assert load(tmp_path)[1] == {"epoch": 1}
+
+
+def test_numbers_of_python_and_nodes_of_any_kind(tmp_path):
+    """A schedule's best loss so far is infinite, and a network may have its neurons among its parameters."""
+    neurons = Neuron(tau=jnp.asarray([1.5, 2.0]), v_threshold=0.5, surrogate=sigmoid())
+    tree = {"best": math.inf, "count": 3, "wait": True, "layers": [neurons, (Neuron(tau=7),)]}
+    like = jax.tree.map(lambda leaf: type(leaf)(1) if isinstance(leaf, int | float) else 0 * leaf, tree)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"a": tree}, {})
+        loaded = checkpoints.load({"a": like})[0]["a"]
+        with pytest.raises(ValueError, match=r"a\['count'\] is int, expected float"):
+            checkpoints.load({"a": like | {"count": 3.0}})
+        with pytest.raises(TypeError, match=r"a\['name'\] must be an array or a number, got 'x'"):
+            checkpoints.save(2, {"a": {"name": "x"}}, {})
+    chex.assert_trees_all_equal(loaded, tree)
+    assert [type(loaded[name]) for name in ("best", "count", "wait")] == [float, int, bool]
+
+
+def test_one_run_at_a_time(tmp_path):
+    (tmp_path / ".lock").write_text("left by a run that is long gone")
+    with Checkpoints(tmp_path) as first:
+        first.save(1, parts(1), {})
+        with (
+            pytest.raises(BlockingIOError, match=f"{tmp_path} is in use by another run"),
+            Checkpoints(tmp_path),
+        ):
+            pass
+    assert save(tmp_path, 2) == [1, 2]
+
+
+def test_a_workdir_that_is_removed_under_a_run(tmp_path):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    with pytest.raises(FileNotFoundError, match=f"is gone: {workdir} was removed"):
+        with Checkpoints(workdir) as checkpoints:
+            checkpoints.save(1, parts(1), {})
+            checkpoints.wait()
+            shutil.rmtree(workdir)
+            workdir.mkdir()  # by another run
+            checkpoints.save(2, parts(2), {})
+    assert [*workdir.iterdir()] == []
+
+
+def test_cleared_of_checkpoints_and_of_nothing_else(tmp_path):
+    save(tmp_path, 1, 2)
+    others = [tmp_path / CHECKPOINTS / "notes", tmp_path / DAMAGED / "notes", tmp_path / CHECKPOINTS / "01"]
+    (tmp_path / DAMAGED / "7_2").mkdir(parents=True)
+    for path in others:
+        path.write_text("mine")
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.clear()
+        assert checkpoints.numbers == [] and all(path.read_text() == "mine" for path in others)
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.name[0] != ".") == [
+        "01", CHECKPOINTS, DAMAGED, "notes", "notes"
+    ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

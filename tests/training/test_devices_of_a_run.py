@@ -31,6 +31,7 @@ def test_a_run_on_four_devices_is_that_on_one(monkeypatch, tmp_path):
     # Sums are in another order; the samples, their order and the start are the same.
     for name in ("train_loss", "test_loss"):
         assert summaries[4][name] == pytest.approx(summaries[1][name], rel=1e-5)
-    # A run begun on four devices is resumed on one.
-    status, again = run(monkeypatch, tmp_path / "4", "--devices", 1)
+    # A run begun on four devices is resumed on one, and says so.
+    with pytest.warns(UserWarning, match="trained on 4 devices so far, now on 1"):
+        status, again = run(monkeypatch, tmp_path / "4", "--devices", 1)
     assert status == 0 and again["parameters_sha256"] == summaries[4]["parameters_sha256"]

@@ -132,9 +132,14 @@ with Checkpoints(pathlib.Path(sys.argv[1])) as checkpoints:
 
 
 def test_killed_in_the_middle_of_a_save(tmp_path):
-    """The smoke test of what the slow ones do to runs: the checkpoint before is whole, and is found."""
+    """The smoke test of what the slow ones do to runs: the checkpoint before is whole, and is found.
+
+    And the lock of the process, which kept others out, is gone with it.
+    """
     with subprocess.Popen([sys.executable, "-c", SAVING, tmp_path], stdout=subprocess.PIPE) as process:
         begun = next(n for n in map(int, process.stdout) if n == 4)
+        with pytest.raises(BlockingIOError, match="in use by another run"), training.Checkpoints(tmp_path):
+            pass
         process.kill()
     with training.Checkpoints(tmp_path) as checkpoints:
         loaded, progress = checkpoints.load({"w": np.zeros(200_000, np.float32)})
@@ -145,12 +150,20 @@ def test_killed_in_the_middle_of_a_save(tmp_path):
     np.testing.assert_array_equal(loaded["w"], np.full(200_000, progress["n"]))
 
 
+def tear(path, rng):
+    """Cuts off the last line, as a kill in the middle of its write, and tells whether there was one."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    if lines:
+        path.write_bytes(b"".join(lines[:-1]) + lines[-1][: rng.randrange(len(lines[-1]))])
+    return bool(lines)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", ["sltt", "sltt_k", "bptt"])
 def test_killed_at_random_and_resumed(undisturbed, cache, tmp_path, rule):
     whole, period = undisturbed(rule)
     rng = random.Random(rule)
-    kills = in_saves = ahead = ended = 0
+    kills = in_saves = ahead = torn = ended = 0
     while kills < KILLS:
         workdir, starts, status = tmp_path / str(ended), [], None
         while status != 0:
@@ -170,16 +183,17 @@ def test_killed_at_random_and_resumed(undisturbed, cache, tmp_path, rule):
                 ahead += len(process.lines()) > max(map(int, process.checkpoints()), default=0) // (
                     UPDATES + 1
                 )
+                torn += tear(workdir / training.METRICS_FILE, rng)
         ended += 1
         assert outcome(workdir) == whole
         # It resumed from the last checkpoint every time, and not from the start.
         assert starts == sorted(starts) and len({*starts}) > len(starts) / 2, starts
         assert not (workdir / training.DAMAGED).exists() and process.saves() == process.checkpoints()
     print(
-        f"\n{rule}: {kills} kills, {in_saves} in the middle of a save and {ahead} between a line of metrics "
-        f"and its checkpoint; {ended} runs ended as if there were none"
+        f"\n{rule}: {kills} kills, {in_saves} in the middle of a save, {ahead} between a line of metrics and "
+        f"its checkpoint and {torn} as if in the middle of a line; {ended} runs ended as if there were none"
     )
-    assert in_saves
+    assert in_saves and torn
 
 
 @pytest.mark.slow
@@ -199,6 +213,23 @@ def test_asked_to_stop_and_resumed(undisturbed, cache, tmp_path, number):
     assert again.wait_for(again.trains) and again.first_update() >= UPDATES
     assert again.end()[0] == 0
     assert outcome(workdir) == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_before_it_trains(undisturbed, cache, tmp_path, number):
+    """While it compiles, where Python may drop what a handler raises."""
+    whole, _ = undisturbed("sltt")
+    for seconds in (0.0, 0.3, 0.8):
+        workdir = tmp_path / str(seconds)
+        process = Process(workdir, cache, "--rule", "sltt", *SAVES)
+        assert process.wait_for((workdir / "config.json").exists), process.end()
+        time.sleep(seconds)
+        process.process.send_signal(number)
+        status, errors = process.end()
+        assert status == 128 + number and f"stopped by {number.name}" in errors and "Traceback" not in errors
+        assert Process(workdir, cache, "--rule", "sltt", *SAVES).end()[0] == 0
+        assert outcome(workdir) == whole
 
 
 # Runs a script with no file growing beyond so many bytes: the kernel refuses the write, as a full disk does.

@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import os
+import shutil
 import time
 
 import chex
@@ -39,14 +41,19 @@ def compiled_for(rule, lr):
     return state, update, jax.jit(training.make_evaluate(model, LOSS, encoders.direct(T)))
 
 
-def fit(workdir, epochs=3, rule=sltt_k(1), lr=0.1, stop_after=None, save_every=None):  # noqa: B008
+def fit(
+    workdir, epochs=3, rule=sltt_k(1), lr=0.1, stop_after=None, save_every=None, samples=30, batch_size=5,  # noqa: B008
+    devices=1, before_update=lambda n: None,
+):  # fmt: skip
     """Records of the epochs, and the parameters after every update."""
     arrays, (start, update, evaluate) = tiny(), compiled_for(rule, lr)
+    start = training.replicate(jax.tree.map(jnp.copy, start), jax.devices()[:devices])
     params = []
 
     def watched(state, batch):
         if len(params) == stop_after:
             raise KeyboardInterrupt
+        before_update(len(params))
         state, metrics = update(state, batch)
         params.append(jax.device_get(state.params))
         return state, metrics
@@ -56,8 +63,10 @@ def fit(workdir, epochs=3, rule=sltt_k(1), lr=0.1, stop_after=None, save_every=N
     with contextlib.suppress(KeyboardInterrupt), training.Checkpoints(workdir) as checkpoints:
         records.extend(
             training.train_epochs(
-                jax.tree.map(jnp.copy, start), watched, evaluate,
-                data.Prefetch(data.ArrayBatches(arrays.train_x, arrays.train_y, 5, seed=0)),
+                start, watched, evaluate,
+                data.Prefetch(
+                    data.ArrayBatches(arrays.train_x[:samples], arrays.train_y[:samples], batch_size, seed=0)
+                ),
                 {"test": lambda: data.padded_batches(arrays.test_x, arrays.test_y, 5)},
                 epochs=epochs, checkpoints=checkpoints, workdir=workdir, save_every=save_every,
             )
@@ -105,6 +114,98 @@ def test_interrupted_and_resumed_is_as_if_never_stopped(tmp_path, save_every, ag
     assert len(resumed) == 18 - (8 if save_every else 6)
     chex.assert_trees_all_equal(resumed[-1], params[-1])
     assert untimed(training.read_metrics(tmp_path / "parts")) == untimed(whole)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The workdir of a run that nothing happened to, to be read only, its records and last parameters."""
+    workdir = tmp_path_factory.mktemp("whole")
+    records, params = fit(workdir)
+    return workdir, untimed(records), params[-1]
+
+
+DAMAGE = {
+    "torn": lambda lines: lines[0] + lines[1][:40],
+    "torn in a character": lambda lines: lines[0] + b'{"epoch\xc3',
+    "blank": lambda lines: lines[0] + b"\n" + lines[1],
+    "zeros": lambda lines: bytes(100) + b"\n" + lines[1],
+    "empty": lambda lines: b"",
+}
+
+
+@pytest.mark.parametrize("damage", [*DAMAGE, "gone"])
+def test_damaged_metrics_are_reported_and_repaired(tmp_path, whole, damage):
+    _, records, params = whole
+    fit(tmp_path, stop_after=13)  # two epochs
+    path = tmp_path / training.METRICS_FILE
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(DAMAGE[damage](path.read_bytes().splitlines(keepends=True)))
+    if damage not in ("gone", "empty"):
+        with pytest.warns(UserWarning, match=f"{path}: damaged and left out: line [12]"):
+            left = training.read_metrics(tmp_path)
+        assert [r["epoch"] for r in left] == {"blank": [1, 2], "zeros": [2]}.get(damage, [1])
+    after, resumed = fit(tmp_path)
+    assert [r["epoch"] for r in after] == [3]
+    chex.assert_trees_all_equal(resumed[-1], params)
+    assert untimed(training.read_metrics(tmp_path)) == records
+
+
+def test_a_full_disk_in_a_line_of_metrics(tmp_path, whole):
+    _, records, params = whole
+    path = tmp_path / training.METRICS_FILE
+
+    def fill(updates):
+        if updates == 8:  # in the second epoch
+            path.unlink()
+            path.symlink_to("/dev/full")
+
+    with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
+        fit(tmp_path, before_update=fill)
+    after, resumed = fit(tmp_path)
+    assert [r["epoch"] for r in after] == [2, 3]
+    chex.assert_trees_all_equal(resumed[-1], params)
+    assert untimed(training.read_metrics(tmp_path)) == records
+
+
+def test_a_file_is_the_old_or_the_new_one(tmp_path, monkeypatch):
+    path = tmp_path / "file.json"
+    training.write_text(path, "old")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
+        training.write_text(path, "new")
+    assert path.read_text() == "old" and [*tmp_path.iterdir()] == [path]
+
+
+@pytest.mark.parametrize("other", [{"batch_size": 6}, {"samples": 29, "batch_size": 5}, {"samples": 25}])
+def test_other_batches_are_refused(tmp_path, other):
+    """29 samples give fewer updates an epoch; 30 in batches of 6 as many, but others."""
+    fit(tmp_path, stop_after=7)
+    before = (tmp_path / training.METRICS_FILE).read_text()
+    with pytest.raises(ValueError, match=r"'samples': 30, 'batch_size': 5.* is no position in batches of "):
+        fit(tmp_path, **other)
+    assert (tmp_path / training.METRICS_FILE).read_text() == before
+
+
+def test_another_number_of_devices_is_said(tmp_path):
+    fit(tmp_path, epochs=1)
+    message = f"{tmp_path}: trained on 1 devices so far, now on 2: results will not be"
+    with pytest.warns(UserWarning, match=message):
+        assert fit(tmp_path, epochs=1, devices=2) == ([], [])
+
+
+def test_metrics_without_checkpoints_are_not_added_to(tmp_path):
+    fit(tmp_path, epochs=1)
+    before = (tmp_path / training.METRICS_FILE).read_text()
+    shutil.rmtree(tmp_path / training.CHECKPOINTS)
+    with pytest.raises(ValueError, match=f"{training.METRICS_FILE} is of a run whose checkpoints are gone"):
+        fit(tmp_path, epochs=2)
+    assert (tmp_path / training.METRICS_FILE).read_text() == before
 
 
 def test_divergence_stops_and_keeps_the_last_good_state(tmp_path):

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import chex
@@ -14,7 +15,8 @@ import jax.numpy as jnp
 import pytest
 
 from sltt_jax import training
-from sltt_jax.training.processes import TIMEOUT
+from sltt_jax.training import rendezvous
+from sltt_jax.training.rendezvous import TIMEOUT
 
 TRAIN = Path(__file__).parents[2] / "experiments" / "train.py"
 UPDATES, EPOCHS = 22, 3
@@ -81,8 +83,12 @@ import sys
 from sltt_jax import training
 address, process = sys.argv[1], int(sys.argv[2])
 training.join(address, 2, process)
+try:
+    training.on_first(lambda: open("/no/such/file"))
+except OSError as error:
+    print(type(error).__name__, training.differing({"a": "same", "b": str(process)}))
 print(training.same_everywhere("settings"), training.same_everywhere(f"settings {process}"))
-training.wait_for_all("the end")
+training.on_first(lambda: None)
 training.leave(3)
 """
 
@@ -94,7 +100,8 @@ def test_two_processes_join_and_compare():
     both = [subprocess.Popen([*command, process], **pipes) for process in "01"]
     outputs = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [3, 3], outputs
-    assert all(out.endswith("True False\n") for out, _ in outputs), outputs
+    failed = "FileNotFoundError", "ConnectionError"  # of what the first does, on it and on the other
+    assert [out.splitlines()[-2:] for out, _ in outputs] == [[f"{e} ['b']", "True False"] for e in failed]
 
 
 @pytest.mark.slow
@@ -153,7 +160,69 @@ def test_one_of_two_dies(together, cache, tmp_path, lost):
 
 @pytest.mark.slow
 def test_processes_of_other_settings(cache, tmp_path):
-    processes = start_two(tmp_path / "run", cache, apart=(("--lr", 0.1), ("--lr", 0.2)))
-    statuses, errors = ended(processes)
+    apart = (("--lr", 0.1, "--save-every", 5), ("--lr", 0.2, "--save-every", 7))
+    statuses, errors = ended(start_two(tmp_path / "run", cache, apart=apart))
     assert statuses == [1, 1] and not (tmp_path / "run").exists()
-    assert all("error: the processes differ in settings" in text for text in errors), errors
+    assert all("error: the processes differ in lr, save_every; run the same" in text for text in errors), (
+        errors
+    )
+
+
+def test_addresses_that_cannot_be():
+    """They are refused before JAX, which would crash or wait, is asked."""
+    with socket.create_server(("localhost", 0)) as other:
+        port = other.getsockname()[1]
+        for args, error, message in (
+            ((f"localhost:{port}", 2, 0), ConnectionError, "the first process cannot listen there"),
+            (("no.such.host.invalid:1234", 2, 1), ConnectionError, "no.such.host.invalid is unknown"),
+            (("localhost:99999", 2, 0), ValueError, "must be host:port or auto, got 'localhost:99999'"),
+            ((":1234", 2, 0), ValueError, "must be host:port or auto, got ':1234'"),
+            (("localhost:1234", 2, 2), ValueError, "process must be in 0..1, got 2"),
+        ):
+            with pytest.raises(error, match=message):
+                training.join(*args)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_processes_that_do_not_find_one_another(cache, tmp_path, number):
+    """The other one has another address."""
+    began = time.monotonic()
+    where = ("--coordinator", free_address(), "--num-processes", 2, "--process-id", number)
+    statuses, errors = ended([start(tmp_path / "run", cache, *where)])
+    message = ("process 1 did not come within 30 s", "nobody answers there within 30 s")[number]
+    assert statuses == [1] and message in errors[0], errors
+    assert time.monotonic() - began < TIMEOUT + 30  # of which the imports take some on a busy machine
+
+
+@pytest.mark.parametrize(
+    ("numbers", "count", "message"),
+    [
+        ((0, 1, 1), 3, "there are two processes with the number 1"),
+        ((0, 1), 3, "process 2 did not come within 1 s"),
+        ((0, 0), 2, "the first process cannot listen there"),
+        ((1,), 2, "nobody answers there within 1 s"),
+    ],
+)
+def test_processes_that_do_not_meet(numbers, count, message, monkeypatch):
+    """All of them are told, in threads in place of processes."""
+    monkeypatch.setattr(rendezvous, "TIMEOUT", 1)
+    address = free_address()
+
+    def fault(number):
+        with pytest.raises(ConnectionError) as caught:
+            rendezvous.meet(address, count, number)
+        return str(caught.value)
+
+    with ThreadPoolExecutor(len(numbers)) as threads:
+        faults = [*threads.map(fault, numbers)]
+    assert any(message in text for text in faults), faults
+
+
+def test_numbers_of_processes_that_differ(monkeypatch):
+    address = free_address()
+    with ThreadPoolExecutor(2) as threads:
+        both = [threads.submit(rendezvous.meet, address, count, n) for n, count in ((0, 2), (1, 3))]
+        for one in both:
+            with pytest.raises(ConnectionError, match="process 1 was told of 3 processes, the first of 2"):
+                one.result()

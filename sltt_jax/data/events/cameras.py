@@ -196,8 +196,8 @@ def _trials(listing: Path) -> list[RecordingFile]:
         names = text.decode().split()
         if not names:
             raise ValueError("it is empty")
-        if outside := [name for name in names if Path(name).name != name]:
-            raise ValueError(f"{outside[0]!r} lies elsewhere")
+        if outside := [name for name in names if not re.fullmatch(r"\w[\w.-]*", name)]:
+            raise ValueError(f"{outside[0]!r} is not the name of one")
     paths = [listing.parent / name for name in names]
     return [RecordingFile(path, -1, (path.with_name(f"{path.stem}_labels.csv"),)) for path in paths]
 

@@ -55,7 +55,8 @@ def read_aedat(path: str | Path) -> Events:
         if not version:
             raise ValueError(f"it begins with {data[:14]!r}")
         if version[1] == b"4.0":
-            return _events(**decode("aedat", path))
+            events = decode("aedat", path)
+            return _events(*(events[name] for name in "txyp"))
         return _aedat2(data) if version[1] == b"2.0" else _aedat3(data)
 
 
@@ -122,9 +123,10 @@ def read_gesture_npy(path: str | Path) -> Events:
             raise ValueError(f"expected finite [N, 4] with whole x, y, p, got {rows.dtype} {rows.shape}")
         t = np.rint(rows[:, 3].astype(np.float64) * 1000)
         # Below 2^53 float64 holds every whole number, and int64 all of these.
-        if len(wrong := np.argwhere(np.abs(np.column_stack([rows[:, :3], t])) >= 2**53)):
-            i, column = wrong[0]
-            raise ValueError(f"event {i} has {'x y p t'.split()[column]} = {rows[i, column]}, beyond 2^53")
+        columns = np.column_stack([rows[:, :3].astype(np.float64), t])
+        if len(wrong := np.argwhere(np.abs(columns) >= 2**53)):
+            i, name = wrong[0, 0], "xypt"[wrong[0, 1]]
+            raise ValueError(f"event {i} has {name} = {columns[tuple(wrong[0])]}, beyond 2^53")
         x, y, p = rows[:, :3].T.astype(np.int64)
         return _events(t.astype(np.int64), x, y, p)
 

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -67,14 +68,15 @@ def _spikes(path: str) -> dict[str, np.ndarray]:
     What is read lies in this file, and cannot be more than it.
     """
     import h5py
+    from h5py import h5l  # pyright: ignore[reportAttributeAccessIssue]
 
     size, found = os.path.getsize(path), {}
 
     def dataset(name):
-        node = file
+        node: Any = file
         for part in name.split("/"):
             # Links of other kinds lead to any file of the machine.
-            if node.id.links.get_info(part.encode()).type != h5py.h5l.TYPE_HARD:
+            if node.id.links.get_info(part.encode()).type != h5l.TYPE_HARD:
                 raise ValueError(f"{name} does not lie in the file, it is a link")
             node = node[part]
         if not isinstance(node, h5py.Dataset) or node.shape is None or len(node.shape) != 1:
@@ -118,7 +120,7 @@ def _camera(path: str) -> dict[str, np.ndarray]:
     return {ours: events[name] for ours, name in (("t", "t"), ("x", "x"), ("y", "y"), ("p", "on"))}
 
 
-_READERS: dict[str, Callable[[str], dict[str, np.ndarray]]] = {"h5py": _spikes, "aedat": _camera}
+_READERS: dict[str, Callable[[str], dict[str, Any]]] = {"h5py": _spikes, "aedat": _camera}
 
 
 def _main(package, path, memory):

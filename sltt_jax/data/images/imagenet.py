@@ -56,7 +56,7 @@ def random_resized_crop(image: Image.Image, rng: np.random.Generator, size: int 
 def resize_center_crop(image: Image.Image, resize: int = 256, size: int = SIZE) -> Image.Image:
     """Cuts the middle `size` x `size` out, with the shorter side at `resize` (as torchvision).
 
-    Of a strip longer than 16:1 only the middle is resized: of 1 x 65,000 pixels all would become 17 million rows.
+    Of a strip longer than 16:1 the middle alone is resized: 1 x 65,000 pixels would become 17 million rows.
     """
     short = min(image.size)
     left, top = (max(0, side - 16 * short) // 2 for side in image.size)

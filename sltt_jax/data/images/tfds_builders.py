@@ -48,7 +48,7 @@ _UINT8 = 8
 
 
 def unpacked(path: Path) -> bytes:
-    """Reads a file, which is unpacked if it is gzipped; `LARGEST` bytes at most, since some grow a thousandfold.
+    """Reads a file, unpacked if it is gzipped: `LARGEST` bytes at most, since some grow a thousandfold.
 
     Raises:
       ValueError: it has more.
@@ -214,6 +214,7 @@ def imagenet_splits(builder, dl_manager) -> dict[str, Examples]:
 def _without_tensorflow(canonical, splits, **attributes):
     """Replaces the generators of a canonical builder."""
     attributes |= {"_split_generators": splits, "__module__": __name__, "name": canonical.name}
+    attributes |= {"may_download": False}
     options = {"skip_registration": True}  # the name is taken, by the canonical one
     return types.new_class(canonical.__name__, (canonical,), options, lambda body: body.update(attributes))
 
@@ -248,6 +249,8 @@ def _find_or_download(builder, dl_manager, url, unpacked) -> Path:
     own, manual = _folders(builder)
     if found := _find((own, manual), [unpacked, name]):
         return found
+    if not builder.may_download:
+        raise FileNotFoundError(f"{builder.name}: there is no {name} in {own}, and no leave to download it")
     try:
         return Path(dl_manager.download(url))
     except (OSError, tfds.download.DownloadError) as error:
@@ -263,21 +266,23 @@ def _check_count(where, count, published):
 
 def _check_labels(where, labels, classes):
     if len(wrong := np.flatnonzero(labels >= classes)):
-        raise DamagedFile(f"{where}: label {labels[wrong[0]]} of image {wrong[0]} is outside 0..{classes - 1}")
+        raise DamagedFile(
+            f"{where}: label {labels[wrong[0]]} of image {wrong[0]} is outside 0..{classes - 1}"
+        )
 
 
 def _files(tar: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
     """Names and bytes of all files; links, files with holes and sizes beyond the archive are damage."""
-    assert tar.fileobj is not None
-    end = tar.fileobj.seek(0, os.SEEK_END)
+    file: Any = tar.fileobj
+    end = file.seek(0, os.SEEK_END)
     for member in tar:
         if member.isdir():
             continue
         whole = 0 <= member.size <= end - member.offset_data
         if not (whole and member.isreg() and not member.issparse()):
             raise ValueError(f"{member.name} is not a whole, plain file")
-        if file := tar.extractfile(member):
-            yield os.path.basename(member.name), file.read()
+        if content := tar.extractfile(member):
+            yield os.path.basename(member.name), content.read()
 
 
 def _train_images(tar: tarfile.TarFile, classes: Sequence[str]) -> Iterator[tuple[str, str, bytes]]:
@@ -287,7 +292,10 @@ def _train_images(tar: tarfile.TarFile, classes: Sequence[str]) -> Iterator[tupl
         if label not in classes:
             raise ValueError(f"{name} is not named after a class")
         where = f"{tar.name}, {name}"
-        with reading(where, "a whole tar archive"), tarfile.open(fileobj=io.BytesIO(data), mode="r:") as inner:
+        with (
+            reading(where, "a whole tar archive"),
+            tarfile.open(fileobj=io.BytesIO(data), mode="r:") as inner,
+        ):
             for image, content in _files(inner):
                 yield image, label, content
 

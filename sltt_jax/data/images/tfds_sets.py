@@ -55,15 +55,17 @@ class Records:
             return record
 
 
-def image_records(name: str, split: str, data_dir: str | Path | None = None) -> Records:
+def image_records(
+    name: str, split: str, data_dir: str | Path | None = None, *, download: bool = False
+) -> Records:
     """Opens the records of one split with their images still encoded, for `ImageStream`.
 
     Args and errors are those of `load_images`, and `split` is one that the set has.
     """
-    return _records(_prepared(name, data_dir), split)
+    return _records(_prepared(name, data_dir, download), split)
 
 
-def load_images(name: str, data_dir: str | Path | None = None) -> ArrayData:
+def load_images(name: str, data_dir: str | Path | None = None, *, download: bool = False) -> ArrayData:
     """Loads an image set, uint8 `[N, H, W, C]` and int32 `[N]`, tested on "test" or else "validation".
 
     The first use prepares mnist, fashion_mnist, cifar10 and cifar100 from their official files (where they
@@ -75,6 +77,7 @@ def load_images(name: str, data_dir: str | Path | None = None) -> ArrayData:
     Args:
       name: of TFDS, like "cifar10" or "svhn_cropped:3.1.0".
       data_dir: of TFDS; by default its own, `~/tensorflow_datasets` or `TFDS_DATA_DIR`.
+      download: fetch the official files that are not there.
 
     Raises:
       ValueError: these are not images of one size with class labels; an official file is bad; a prepared set
@@ -89,10 +92,10 @@ def load_images(name: str, data_dir: str | Path | None = None) -> ArrayData:
     classes = getattr(features.get("label"), "num_classes", None)
     if shape is None or None in shape or classes is None or features["image"].np_dtype != np.uint8:
         raise ValueError(
-            f"{name}: only uint8 images of one size, with class labels, fit into an array; it has "
+            f"{name}: only images of one size, of uint8 and with class labels, fit into an array; it has "
             f"{builder.info.features}. `sltt_jax.data.images.imagenet` streams images of different sizes."
         )
-    builder = _prepared(name, data_dir)
+    builder = _prepared(name, data_dir, download)
     folder, test = Path(builder.data_path), "test" if "test" in builder.info.splits else "validation"
 
     def decode() -> dict[str, np.ndarray]:
@@ -127,12 +130,12 @@ def _builder(name, data_dir) -> Any:
         raise DamagedFile(f"{data_dir}, {name}: damaged dataset_info.json. {_ANEW} ({error})") from error
 
 
-def _prepared(name, data_dir) -> Any:
+def _prepared(name, data_dir, download) -> Any:
     """Builder of a set that is on disk, whole and readable; it is prepared if it is not there."""
     builder = _builder(name, data_dir)
     folder = Path(builder.data_path)
     if not folder.exists():
-        _prepare(builder, folder)
+        _prepare(builder, folder, download)
         return _builder(name, data_dir)  # of what is on disk; the one that prepares cannot be pickled
     builder = _builder(name, data_dir)  # another process may have put it there since
     if not (folder / "dataset_info.json").exists():
@@ -146,22 +149,28 @@ def _prepared(name, data_dir) -> Any:
     for split in builder.info.splits.values():
         if missing := [path.name for path in split.filepaths if not path.exists()]:
             raise DamagedFile(f"{folder}: half prepared, it has no {', '.join(missing[:3])}. {_ANEW}")
-        size = sum(path.stat().st_size for path in split.filepaths)
+        size = sum(path.stat().length for path in split.filepaths)
         if split.num_examples > size:
-            raise DamagedFile(f"{folder}: {split.num_examples} records of {split.name} in {size} bytes. {_ANEW}")
+            raise DamagedFile(
+                f"{folder}: {split.num_examples} records of {split.name} in {size} bytes. {_ANEW}"
+            )
     return builder
 
 
-def _prepare(builder, folder):
+def _prepare(builder, folder, download):
     own = tfds_builders.BUILDERS.get(builder.name)
     if own is None or own.VERSION != builder.version:
         raise FileNotFoundError(
             f"{builder.info.full_name} is not in {builder.data_dir_root}. Prepare it where TensorFlow is "
             f"installed: tfds build {builder.name} --file_format=array_record"
         )
+    if not download and not Path(builder.data_dir_root).is_dir():
+        raise FileNotFoundError(f"{builder.name}: there is no directory {builder.data_dir_root}")
     remove_rests(folder.parent.glob(f"incomplete.*_{folder.name}"))
+    preparing = own(data_dir=builder.data_dir_root, file_format="array_record")
+    preparing.may_download = download
     try:
-        own(data_dir=builder.data_dir_root, file_format="array_record").download_and_prepare()
+        preparing.download_and_prepare()
     except OSError:
         # TFDS writes into a folder of its own and renames that at the end, which fails when another process
         # was first. What this one wrote is deleted by then.

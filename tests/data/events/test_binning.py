@@ -92,6 +92,15 @@ def test_wrong_options(options, message):
         frames(GOOD, **options)
 
 
+@pytest.mark.parametrize("dtype", [np.uint64, np.uint8, np.int16])
+@pytest.mark.parametrize("split_by", ["number", "time"])
+def test_any_integers_are_counted_alike(dtype, split_by):
+    other = Events(**{name: getattr(GOOD, name).astype(dtype) for name in "txyp"}, height=3, width=4)
+    np.testing.assert_array_equal(
+        frames(other, 2, split_by=split_by, size=2), frames(GOOD, 2, split_by=split_by, size=2)
+    )
+
+
 def test_between():
     cut = between(GOOD, 6, 20)
     assert cut.t.tolist() == [6, 8] and cut.x.tolist() == [3, 3] and cut.width == 4
@@ -107,6 +116,15 @@ def test_between():
         ({"x": np.zeros(4, int)}, "t, x, y, p differ in length: 5, 4, 5, 5"),
         ({"t": np.array([1, 2, 1, 4, 5])}, "the time of event 2 runs backwards"),
         ({"p": np.array([0, -1, 0, 0, 0])}, "event 1 has p = -1, outside 0..1"),
+        # Seconds: all of them would fall into the same microsecond.
+        ({"t": GOOD.t / 1e6}, r"t must be whole microseconds \[N\], got float64 \[5\]"),
+        ({"x": GOOD.x.astype(float)}, r"x must be integers \[N\], got float64 \[5\]"),
+        ({"y": GOOD.y[:, None]}, r"y must be integers \[N\], got int64 \[5, 1\]"),
+        ({"t": np.array([-(2**63), 1, 2, 3, 2**62])}, "event 0 has t = -9223372036854775808, outside"),
+        (
+            {"t": np.array([1, 2, 3, 4, 2**64 - 1], np.uint64)},
+            "event 4 has t = 18446744073709551615, outside",
+        ),
     ],
 )
 def test_wrong_events(change, message):

@@ -66,8 +66,8 @@ def test_sorted_events_are_reported(nmnist):
     ("name", "data", "error", "message"),
     [
         ("Train/10/1.bin", nmnist_bytes([(1, 2, 3, 0)]), ValueError, "Train/10: not one of the classes 0, 1"),
-        ("Test/4/00001.bin", b"1234", ValueError, "Test/4/00001.bin: truncated: 4 bytes"),
-        ("Train/9/00010.bin", nmnist_bytes([(1, 34, 0, 0)]), ValueError, "9/00010.bin: event 0 has x = 34"),
+        ("Test/4/00001.bin", b"1234", ValueError, "Test/4/00001.bin: .*truncated: 4 bytes"),
+        ("Train/9/00010.bin", nmnist_bytes([(1, 34, 0, 0)]), ValueError, "9/00010.bin: .*event 0 has x = 34"),
         (
             "Train/5/00010.bin",
             nmnist_bytes([(1, 3, 0, 0)] * 65_536),
@@ -208,25 +208,44 @@ def test_dvs_gesture(gesture):
 @pytest.mark.parametrize(
     ("name", "data", "error", "message"),
     [
-        ("user01_led_labels.csv", b"", ValueError, "labels.csv: expected rows under class,"),
+        ("user01_led_labels.csv", b"", ValueError, "labels.csv: not rows under class,"),
         (
             "user01_led_labels.csv",
             b"1,100,300\n2,300,400\n",
             ValueError,
-            "labels.csv: expected rows under class,",
+            "labels.csv: not rows under class,",
         ),
-        ("user01_led_labels.csv", b"class,s,e\n12,100,300\n", ValueError, "row 1: class 12 is outside 1..11"),
-        ("user01_led_labels.csv", b"class,s,e\n0,100,300\n", ValueError, "row 1: class 0 is outside 1..11"),
-        ("user01_led_labels.csv", b"class,s,e\n1,100\n", ValueError, "labels.csv: row 1: not enough values"),
+        (
+            "user01_led_labels.csv",
+            b"class,s,e\n12,100,300\n",
+            ValueError,
+            "row 1: .*class 12 is outside 1..11",
+        ),
+        ("user01_led_labels.csv", b"class,s,e\n0,100,300\n", ValueError, "row 1: .*class 0 is outside 1..11"),
+        (
+            "user01_led_labels.csv",
+            b"class,s,e\n1,100\n",
+            ValueError,
+            "labels.csv, row 1: .*not enough values",
+        ),
         (
             "user01_led_labels.csv",
             b"class,s,e\n1,0,9\n2,5000,6000\n",
             ValueError,
-            "row 2: no events from 5000",
+            "row 2: .*no events from 5000",
         ),
         ("user02_lab.aedat", b"", ValueError, "user02_lab.aedat: not an AEDAT"),
-        ("trials_to_test.txt", b"\n", ValueError, "trials_to_test.txt: lists no recordings"),
+        ("trials_to_test.txt", b"\n", ValueError, "trials_to_test.txt: .*it is empty"),
         ("trials_to_test.txt", b"user03_led.aedat", FileNotFoundError, "user03_led.aedat"),
+        (
+            "trials_to_test.txt",
+            b"../user03.aedat",
+            ValueError,
+            "trials_to_test.txt: .*'../user03.aedat' is not the name of one",
+        ),
+        ("trials_to_test.txt", b"a\0.aedat", ValueError, "trials_to_test.txt: .*is not the name of one"),
+        ("trials_to_test.txt", b"\xff\xfe", ValueError, "trials_to_test.txt: not a list .*decode"),
+        ("user01_led_labels.csv", b"class,\xff", ValueError, "labels.csv: not rows .*decode"),
     ],
 )
 def test_bad_dvs_gesture(gesture, name, data, error, message):

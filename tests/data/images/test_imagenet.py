@@ -1,33 +1,19 @@
-"""Photographs: from the official archives, written here, to batches."""
+"""Batches of photographs: cropped, flipped, evaluated, and refused when damaged."""
 
-import io
-import tarfile
+import struct
+import zlib
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 from PIL import Image
 
-from sltt_jax.data.images import tfds_builders
 from sltt_jax.data.images.imagenet import (
     ImageStream,
     evaluation_batches,
     random_resized_crop,
     resize_center_crop,
 )
-from sltt_jax.data.images.tfds_sets import image_records
-
-
-def ramp(width, height):
-    """Red tells the column and green the row of a pixel, as shares of 256."""
-    x, y = np.arange(width) * 256 // width, np.arange(height) * 256 // height
-    return Image.fromarray(np.stack([*np.meshgrid(x, y), np.zeros((height, width))], -1).astype(np.uint8))
-
-
-def encoded(image, form="JPEG", **options):
-    out = io.BytesIO()
-    image.save(out, form, **options)
-    return out.getvalue()
+from tests.common.photographs import encoded, ramp
 
 
 class Memory:
@@ -76,6 +62,24 @@ def test_random_resized_crop():
     for size, c in (((2048, 64), 0), ((64, 2048), 1)):
         x = np.asarray(random_resized_crop(ramp(*size), rng))[..., c]
         assert x.min() == 256 * (1024 - 42) // 2048 and x.max() == 256 * (1024 + 42) // 2048
+
+
+@pytest.mark.parametrize("size", [(1, 65_000), (65_000, 1), (20, 330)])
+def test_only_the_middle_of_a_strip_is_resized(size, monkeypatch):
+    largest, resize = [], Image.Image.resize
+
+    def spy(image, size, *args):
+        largest.append(size[0] * size[1])
+        return resize(image, size, *args)
+
+    image = ramp(*size)
+    with monkeypatch.context() as watched:
+        watched.setattr(Image.Image, "resize", spy)
+        x = np.asarray(resize_center_crop(image)).astype(int)
+    assert x.shape == (224, 224, 3) and max(largest) <= 17 * 256**2
+    # The middle of the strip, as much of it as the whole would have shown.
+    long = 1 if size[1] > size[0] else 0
+    assert x[..., long].min() >= 120 and x[..., long].max() <= 136 and abs(x[..., long].mean() - 127.5) < 4
 
 
 def labels(stream, count):
@@ -155,118 +159,34 @@ def test_wrong_options():
         ImageStream(Memory(4), 3, seed=0, processes=2)
 
 
-@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[: len(data) // 2]])
-def test_damaged_image(damage):
-    whole = encoded(ramp(300, 300))
-    records = [{"image": damage(whole), "label": 0, "file_name": b"n01440764_7.JPEG"}]
-    with pytest.raises(ValueError, match=r"n01440764_7.JPEG is damaged"):
-        next(ImageStream(records, 1, seed=0))
+def png_of(width, height):
+    """A PNG that claims a size: its data end at once."""
+    chunk = lambda kind, data: (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    )
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
-def tar(files):
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as archive:
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return out.getvalue()
-
-
-def photo(i):
-    return Image.new("RGB", (40 + i, 30), (40 * i, 0, 100))
-
-
-TRAIN = {
-    "n01440764": {f"n01440764_{i}.JPEG": encoded(photo(i)) for i in range(4)},
-    "n02105855": {
-        "n02105855_2933.JPEG": encoded(photo(4), "PNG"),
-        "n02105855_5.JPEG": encoded(photo(5).convert("CMYK")),
-        "n02105855_6.JPEG": encoded(photo(6).convert("L")),
-    },
-}
-VALIDATION = {f"ILSVRC2012_val_{i:08d}.JPEG": encoded(photo(i)) for i in (3, 1, 2)}
-FILES = {
-    "ILSVRC2012_img_train.tar": tar({f"{name}.tar": tar(images) for name, images in TRAIN.items()}),
-    "ILSVRC2012_img_val.tar": tar(VALIDATION),
-}
-
-
-@pytest.fixture(autouse=True)
-def small_set(monkeypatch):
-    monkeypatch.setitem(tfds_builders.PUBLISHED, "imagenet2012", {"train": 7, "validation": 3})
-
-
-def write(folder, files):
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, data in files.items():
-        (folder / name).write_bytes(data)
-
-
-def test_official_archives(tmp_path):
-    write(tmp_path / "downloads" / "manual", FILES)
-    records = image_records("imagenet2012", "train", tmp_path)
-    by_name = {r["file_name"].decode(): r for r in (records[i] for i in range(len(records)))}
-    assert {name: record["label"] for name, record in by_name.items()} == {
-        name: label for (_, images), label in zip(TRAIN.items(), (0, 230), strict=True) for name in images
-    }
-    for name, record in by_name.items():
-        image = Image.open(io.BytesIO(record["image"]))
-        assert image.format == "JPEG" and image.mode == ("L" if name == "n02105855_6.JPEG" else "RGB")
-        i = image.width - 40
-        expected = photo(i).convert(image.mode).getpixel((0, 0))
-        np.testing.assert_allclose(image.getpixel((20, 15)), expected, atol=4)
-    # Published bytes stay as they are.
-    name = "n01440764_2.JPEG"
-    assert by_name[name]["image"] == TRAIN["n01440764"][name]
-
-    # TFDS reads it; the labels of the first three validation images are its own.
-    source = tfds.data_source("imagenet2012", split="validation", data_dir=tmp_path)
-    synsets = source.dataset_info.features["label"].names
-    assert {r["file_name"][-7:]: synsets[r["label"]] for r in source} == {
-        b"01.JPEG": "n01751748",
-        b"02.JPEG": "n09193705",
-        b"03.JPEG": "n02105855",
-    }
-    # Through worker processes, which need the records pickled.
-    assert sorted(next(ImageStream(records, 7, seed=0, workers=1))["y"]) == [0] * 4 + [230] * 3
-
-
-def test_validation_alone(tmp_path):
-    write(tmp_path / "imagenet2012", {"ILSVRC2012_img_val.tar": FILES["ILSVRC2012_img_val.tar"]})
-    assert len(image_records("imagenet2012", "validation", tmp_path)) == 3
-    with pytest.raises(ValueError, match=r"train.*validation"):
-        image_records("imagenet2012", "train", tmp_path)
+EPS = encoded(ramp(20, 20), "EPS")
 
 
 @pytest.mark.parametrize(
-    ("files", "message"),
+    "damage",
     [
-        ({"ILSVRC2012_img_train.tar": b""}, r"img_train.tar: not a whole tar archive"),
-        (
-            {"ILSVRC2012_img_train.tar": FILES["ILSVRC2012_img_train.tar"][:8000]},
-            r"img_train.tar: not a whole",
-        ),
-        ({"ILSVRC2012_img_train.tar": tar({"n01440764.tar": b"x" * 600})}, r"img_train.tar.*n01440764.tar"),
-        (
-            {"ILSVRC2012_img_train.tar": tar({"n01440764.tar": tar({"a.JPEG": b"x"})})},
-            r"a.JPEG: not an image",
-        ),
-        ({"ILSVRC2012_img_val.tar": tar({"a.JPEG": b"x"})}, r"a.JPEG is not the name of a validation image"),
-        (
-            {"ILSVRC2012_img_val.tar": tar(dict(list(VALIDATION.items())[:2]))},
-            r"2 images, the published set has 3",
-        ),
+        lambda data: b"",
+        lambda data: data[: len(data) // 2],
+        # Pillow would start Ghostscript.
+        lambda data: EPS,
+        lambda data: encoded(ramp(20, 20), "BMP"),
+        lambda data: png_of(40_000, 40_000),
+        lambda data: png_of(10_000, 10_000),
     ],
+    ids=["empty", "half", "EPS", "BMP", "a bomb", "a smaller bomb"],
 )
-def test_bad_archives(files, message, tmp_path):
-    write(tmp_path / "imagenet2012", files)
-    with pytest.raises(ValueError, match=message):
-        image_records("imagenet2012", "train", tmp_path)
-
-
-def test_no_archives(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=rf"img_train.tar and .*img_val.tar .*{tmp_path}/downloads/manual"
-    ):
-        image_records("imagenet2012", "train", tmp_path)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_damaged_image(damage):
+    whole = encoded(ramp(300, 300))
+    records = [{"image": damage(whole), "label": 0, "file_name": b"n01440764_7.JPEG"}]
+    with pytest.raises(ValueError, match=r"image n01440764_7.JPEG: not a whole JPEG or PNG"):
+        next(ImageStream(records, 1, seed=0))

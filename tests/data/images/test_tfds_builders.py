@@ -1,6 +1,7 @@
 """Image sets from official files, written here byte by byte, through TFDS and back."""
 
 import gzip
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import requests
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import checksums, download_manager, downloader
 
+from sltt_jax.data.damage import DamagedFile
 from sltt_jax.data.images import tfds_builders, tfds_sets
 from sltt_jax.data.images.tfds_sets import load_images
 from tests.common.official_files import (
@@ -75,8 +77,8 @@ BATCH = "cifar-10-batches-bin/data_batch_2.bin"
 @pytest.mark.parametrize(
     ("name", "file", "change", "message"),
     [
-        ("mnist", IMAGES, lambda data: b"", "not an idx file of unsigned bytes"),
-        ("mnist", IMAGES, lambda data: data[:-100], "not a whole gzip file"),
+        ("mnist", IMAGES, lambda data: b"", "not a whole idx file of unsigned bytes"),
+        ("mnist", IMAGES, lambda data: data[:-100], "not a whole idx file"),
         (
             "mnist",
             IMAGES,
@@ -85,6 +87,9 @@ BATCH = "cifar-10-batches-bin/data_batch_2.bin"
         ),
         ("mnist", IMAGES, gz(lambda data: data[:15]), "not a whole idx file"),
         ("mnist", IMAGES, gz(lambda data: b"\0\0\x0d" + data[3:]), "begins with '00 00 0d 03'"),
+        ("mnist", IMAGES, gz(lambda data: b"\0\0\x08\xff" + bytes([1]) * 1020), "bytes follow"),
+        # 200 KB that unpack to 201 MB.
+        ("mnist", IMAGES, lambda data: gzip.compress(bytes(201_000_000)), "more than 200,000,000 bytes"),
         ("mnist", IMAGES, lambda data: b"<html>not found</html>", "begins with '3c 68 74 6d'"),
         ("mnist", IMAGES, lambda data: idx(np.zeros((9, 28, 28), np.uint8)), r"9 images, labels \(10,\)"),
         ("mnist", IMAGES, lambda data: idx(np.zeros((10, 28, 27), np.uint8)), r"\(10, 28, 27\)"),
@@ -94,11 +99,12 @@ BATCH = "cifar-10-batches-bin/data_batch_2.bin"
             lambda data: idx(np.array([0, 1, 10, 3, 4], np.uint8)),
             "label 10 of image 2 .* 0..9",
         ),
-        ("cifar10", BATCH, lambda data: data[:-1], "6145 bytes are not a whole number of records of 3073"),
+        ("cifar10", BATCH, lambda data: data[:-1], "not a whole number of records of 3073 bytes: 6145 bytes"),
         ("cifar10", BATCH, lambda data: b"", "0 bytes"),
         ("cifar10", BATCH, lambda data: data[:3073], "1 images, the published set has 2"),
         ("cifar10", BATCH, lambda data: b"\x0a" + data[1:], "label 10 of image 0 is outside 0..9"),
         ("cifar10", "cifar-10-batches-bin/batches.meta.txt", lambda data: data[8:], "Got 9 names VS 10"),
+        ("cifar10", "cifar-10-batches-bin/batches.meta.txt", lambda data: b"\xff", "not a list of classes"),
     ],
 )
 def test_bad_official_file(name, file, change, message, tmp_path):
@@ -123,6 +129,12 @@ def test_bad_archive(tmp_path):
     archive = tar_gz(official_files("cifar10", random_set("cifar10")))
     write(tmp_path / "cifar10", {"cifar-10-binary.tar.gz": archive[:-1000]})
     with pytest.raises(ValueError, match=r"cifar-10-binary.tar.gz: not a whole tar archive"):
+        load_images("cifar10", tmp_path)
+    link = tarfile.TarInfo("data_batch_1.bin")
+    link.type, link.linkname = tarfile.LNKTYPE, "nothing"
+    with tarfile.open(tmp_path / "cifar10/cifar-10-binary.tar.gz", "w:gz") as tar:
+        tar.addfile(link)
+    with pytest.raises(DamagedFile, match=r"tar.gz: .* data_batch_1.bin is not a whole, plain file"):
         load_images("cifar10", tmp_path)
     write(tmp_path / "cifar10", {"cifar-10-batches-bin/batches.meta.txt": b"a b c d e f g h i j"})
     with pytest.raises(ValueError, match=r"cifar-10-batches-bin: has no data_batch_1.bin, data_batch_2.bin"):
@@ -163,23 +175,31 @@ def test_download_of_the_published_urls(name, site, tmp_path, monkeypatch):
 
     # These are not the published bytes, and TFDS knows what those are.
     with pytest.raises(download_manager.NonMatchingChecksumError, match="has wrong checksum"):
-        load_images(name, tmp_path)
+        load_images(name, tmp_path, download=True)
 
     for url, content in site.items():
         path = tmp_path / "file"
         path.write_bytes(content)
         known[url] = checksums.compute_url_info(path)
     monkeypatch.setattr(checksums, "get_all_url_infos", lambda: known)
-    loaded = load_images(name, tmp_path)
+    loaded = load_images(name, tmp_path, download=True)
     assert_same_set(loaded.train_x, loaded.train_y, data["train"])
 
 
 def test_unreachable_site(site, tmp_path):
     with pytest.raises(ConnectionError) as error:
-        load_images("cifar10", tmp_path)
+        load_images("cifar10", tmp_path, download=True)
     for part in (
         "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
         str(tmp_path / "cifar10"),
         "no route",
     ):
         assert part in str(error.value)
+
+
+@pytest.mark.parametrize("folder", ["mistyped", "."])
+def test_nothing_is_downloaded_without_being_asked_for(folder, site, tmp_path):
+    """Nor is a directory made where there is none."""
+    with pytest.raises(FileNotFoundError, match="mnist: there is no "):
+        load_images("mnist", tmp_path / folder)
+    assert not (tmp_path / "mistyped").exists()

@@ -9,9 +9,11 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from sltt_jax.data.damage import DamagedFile
 from sltt_jax.data.images import tfds_builders, tfds_sets
 from sltt_jax.data.images.tfds_sets import load_images
 from tests.common.official_files import SIZES, official_files, random_set, write
+from tests.common.photographs import encoded
 
 
 def test_another_process_prepares_the_same_set(tmp_path, monkeypatch):
@@ -81,6 +83,10 @@ def edit_info(change):
     return edit
 
 
+def many(split):
+    return split | {"shardLengths": ["999999999999"]}
+
+
 SHARD = "mnist-train.array_record-00000-of-00001"
 
 
@@ -93,8 +99,18 @@ SHARD = "mnist-train.array_record-00000-of-00001"
         ),
         (lambda folder: (folder / SHARD).unlink(), f"half prepared, it has no {SHARD}"),
         (lambda folder: os.truncate(folder / "dataset_info.json", 100), "damaged dataset_info.json"),
-        (lambda folder: os.truncate(folder / SHARD, 1000), "train, record 0: .*Delete the folder"),
-        (lambda folder: os.truncate(folder / SHARD, 0), "train, record 0: .*Delete the folder"),
+        (
+            lambda folder: os.truncate(folder / SHARD, 1000),
+            "train, record 0: not a whole record. Delete the folder",
+        ),
+        (
+            lambda folder: os.truncate(folder / SHARD, 0),
+            "10 records of train in 0 bytes. Delete the folder",
+        ),
+        (
+            edit_info(lambda info: info | {"splits": [many(split) for split in info["splits"]]}),
+            r"999999999999 records of \w+ in \d+ bytes. Delete the folder",
+        ),
         (
             edit_info(lambda info: info | {"fileFormat": "tfrecord"}),
             "prepared as tfrecord.* tfds convert_format",
@@ -113,6 +129,7 @@ class Pictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """A set that this library does not know."""
 
     VERSION = tfds.core.Version("1.0.0")
+    SIZE, FORM = (5, 4), "PNG"
 
     def _info(self):
         features = {
@@ -126,9 +143,9 @@ class Pictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _generate_examples(self, count):
         for i in range(count):
-            png = io.BytesIO()
-            Image.new("RGB", (5, 4), (i, 0, 0)).save(png, "PNG")
-            yield i, {"image": io.BytesIO(png.getvalue()), "label": i}
+            out = io.BytesIO()
+            Image.new("RGB", self.SIZE, (i, 0, 0)).save(out, self.FORM)
+            yield i, {"image": io.BytesIO(out.getvalue()), "label": i}
 
 
 def test_any_prepared_set(tmp_path):
@@ -142,6 +159,29 @@ def test_any_prepared_set(tmp_path):
     np.testing.assert_array_equal(loaded.train_x[:, 3, 4, 0], loaded.train_y)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        # Both have as many pixels as they should; Pillow would start Ghostscript for an EPS.
+        ({"SIZE": (4, 5)}, r"record 0: not a JPEG or PNG image \(4, 5, 3\)..*it is 5 x 4"),
+        ({"FORM": "EPS"}, r"record 0: not a JPEG or PNG image \(4, 5, 3\)."),
+    ],
+)
+def test_other_images_than_the_set_says(change, message, tmp_path, monkeypatch):
+    for name, value in change.items():
+        monkeypatch.setattr(Pictures, name, value)
+    Pictures(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    with pytest.raises(DamagedFile, match=f"pictures.*{message}"):
+        load_images("pictures", tmp_path)
+
+
+@pytest.mark.parametrize("label", [-1, 7, 2**32])
+def test_labels_of_records_are_checked(label):
+    records = tfds_sets.Records([{"image": b"", "label": np.int64(label)}], "set, train", 7)
+    with pytest.raises(DamagedFile, match=f"set, train, record 0: .*label {label} is outside 0..6"):
+        records[0]
+
+
 def test_sets_that_cannot_be_had(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"kmnist/3.0.1 is not in .* tfds build kmnist"):
         load_images("kmnist", tmp_path)
@@ -150,6 +190,9 @@ def test_sets_that_cannot_be_had(tmp_path):
 
 
 def test_mocked_set(tmp_path):
-    with tfds.testing.mock_data(num_examples=7, data_dir=tmp_path):
+    # What TFDS makes up by itself is not encoded.
+    png = encoded(Image.new("RGB", (32, 32)), "PNG")
+    records = lambda *_, **__: [{"image": png, "label": i} for i in range(7)]
+    with tfds.testing.mock_data(num_examples=7, data_dir=tmp_path, as_data_source_fn=records):
         loaded = load_images("cifar100", tmp_path)
     assert loaded.train_x.shape == (7, 32, 32, 3) and loaded.classes == 100
