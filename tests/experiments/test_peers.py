@@ -107,9 +107,10 @@ def same(a, b, bound=1e-4):
     ("name", "kinds"),
     [
         ("linear512_T500", FEW),
-        *(pytest.param(name, FEW if name[:3] in DEEP else ALL, marks=pytest.mark.slow) for name in SMALL),
+        *((name, FEW if name[:3] in DEEP else ALL) for name in SMALL),
     ],
 )
+@pytest.mark.slow
 def test_all_compute_the_same(name, kinds, x64):
     """Losses and gradients, of this library under its rules and of those that are written by hand."""
     workload = small(name)

@@ -93,6 +93,7 @@ def gradients():
     return {rule: jax.jit(partial(temporal_limits.gradient, rule)) for rule in (sltt(), bptt())}
 
 
+@pytest.mark.slow
 def test_the_loss_is_of_the_steps_that_are_asked(gradients):
     """The gradient to the readout changes with them: what is not asked does not count."""
     x = jax.random.normal(jax.random.key(0), (5, 3, 4))

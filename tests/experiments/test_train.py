@@ -77,6 +77,7 @@ def test_selection_on_validation_samples(monkeypatch, tmp_path, capsys):
     assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
 
 
+@pytest.mark.slow
 def test_starting_from_another_run(digits_run, monkeypatch, tmp_path, capsys):
     still = (*QUICK, "--epochs", 1, "--lr", 1e-12)
     second = (*still, "--init-from", digits_run, "--workdir", tmp_path / "second")

@@ -48,8 +48,8 @@ def sizes_of(line):
 @pytest.mark.parametrize(
     ("net", "rule", "dtype"),
     [
-        *(("without batch norm", rule, "float64") for rule in RULES),
         ("statistics of each device", "sltt", "float64"),
+        *(pytest.param("without batch norm", rule, "float64", marks=pytest.mark.slow) for rule in RULES),
         pytest.param("statistics of each device", "sltt", "float32", marks=pytest.mark.slow),
         ("without batch norm", "sltt", "float32"),
     ],

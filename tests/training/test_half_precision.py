@@ -61,8 +61,8 @@ def operand_types(jaxpr):
     ("name", "dtype", "rule"),
     [
         *((name, dtype, sltt()) for name in MODELS for dtype in (jnp.bfloat16, jnp.float16, jnp.float32)),
-        ("convnet", jnp.bfloat16, bptt()),
-        ("convnet", jnp.float16, sltt_k(1)),
+        pytest.param("convnet", jnp.bfloat16, bptt(), marks=pytest.mark.slow),
+        pytest.param("convnet", jnp.float16, sltt_k(1), marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -37,7 +37,7 @@ def changes(a, b):
 
 
 BOUNDS = {"float64": 1e-10, "float32": 1e-5}
-FAST = {("without batch norm", rule, "float64") for rule in RULES} | {("synchronised", "sltt", "float64")}
+FAST = {("without batch norm", rule, "float64") for rule in RULES}
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,8 @@ class Recorded(sltt_k):
 DRAWS = []
 
 
-@pytest.mark.parametrize("apart", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("apart", [False, True])
 def test_sltt_k_draws_the_same_steps_on_every_device(apart):
     devices = training.local_devices(4)
     update = training.parallel(
