@@ -25,7 +25,7 @@ SETTINGS = (
     "--train-samples", 8 * UPDATES, "--test-samples", 16, "--batch-size", 8, "--epochs", EPOCHS,
 )  # fmt: skip
 SAVES = ("--save-every", 3)
-KILLS = 20  # of every rule
+KILLS = 8
 
 
 def start(workdir, cache, *args, stderr, script=(TRAIN,)):
