@@ -1,5 +1,6 @@
 """Batches for training: one protocol for arrays in memory and for streams from disk."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypedDict
@@ -94,13 +95,17 @@ class ArrayBatches:
         return {"epoch": self._epoch, "batch": self._next, **self._of}
 
     def set_state(self, state: dict[str, int]) -> None:
-        of = {name: state.get(name) for name in self._of}
-        if of != self._of or not 0 <= state["batch"] <= self.steps_per_epoch:
-            raise ValueError(f"{state} is no position in batches of {self._of}")
+        check_position(state, self._of, last=self.steps_per_epoch)
         if state["epoch"] >= 0:
             self._start(state["epoch"], state["batch"])
         else:
             self._epoch, self._next = -1, self.steps_per_epoch
+
+
+def check_position(state: dict[str, int], of: dict[str, int], *, last: float = math.inf):
+    """Raises a ValueError unless `state` is a position, at most batch `last`, in batches of the numbers `of`."""
+    if {name: state.get(name) for name in of} != of or not 0 <= state["batch"] <= last:
+        raise ValueError(f"{state} is no position in batches of {of}")
 
 
 def padded_batches(

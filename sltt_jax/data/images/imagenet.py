@@ -19,7 +19,7 @@ from PIL import Image
 
 from sltt_jax.data.damage import reading
 from sltt_jax.data.images.decoding import open_image
-from sltt_jax.data.pipeline import Batch
+from sltt_jax.data.pipeline import Batch, check_position
 
 SIZE = 224
 
@@ -118,7 +118,8 @@ class ImageStream:
         samples = grain.MapDataset.source(records).seed(seed).shuffle().random_map(_augmented)
         part = samples[process : self.steps_per_epoch * batch_size : processes]
         self._batches, self._workers = part.batch(batch_size // processes).repeat(), workers
-        self.set_state({"batch": 0})
+        self._of = {"samples": len(records), "batch_size": batch_size, "seed": seed}
+        self._next, self._iterator = 0, None
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -131,9 +132,10 @@ class ImageStream:
         return Batch(x=batch["x"], y=batch["y"])
 
     def get_state(self) -> dict[str, int]:
-        return {"batch": self._next}
+        return {"batch": self._next, **self._of}
 
     def set_state(self, state: dict[str, int]) -> None:
+        check_position(state, self._of)
         self._next, self._iterator = state["batch"], None
 
 

@@ -101,9 +101,12 @@ def test_stream():
     assert (y[:2] != y[2:4]).any() and (y[:2] != labels(ImageStream(records, 4, seed=1), 2)).any()
     # Back to any batch, also of another epoch.
     for batch in (3, 0, 5):
-        stream.set_state({"batch": batch})
+        stream.set_state({**stream.get_state(), "batch": batch})
         np.testing.assert_array_equal(labels(stream, 1)[0], y[batch])
-        assert stream.get_state() == {"batch": batch + 1}
+        assert stream.get_state()["batch"] == batch + 1
+    for other in (ImageStream(records, 5, seed=0), ImageStream(Memory(11), 4, seed=0)):
+        with pytest.raises(ValueError, match="is no position in batches of "):
+            other.set_state(stream.get_state())
     # Processes share every batch.
     parts = [labels(ImageStream(records, 4, seed=0, process=p, processes=2), 6) for p in (0, 1)]
     np.testing.assert_array_equal(np.stack(parts, -1).reshape(y.shape), y)
@@ -129,7 +132,7 @@ def test_stream_augments_the_same_way_everywhere(part, options):
     assert 6 < sum(flipped) < 26
     assert len({x.tobytes() for x in np.concatenate([first, second, third])}) == 48  # also over epochs
     other = ImageStream(records, 16, seed=0, **options)
-    other.set_state({"batch": 1})
+    other.set_state({**other.get_state(), "batch": 1})
     np.testing.assert_array_equal(next(other)["x"], second[part])
     np.testing.assert_array_equal(next(other)["x"], third[part])
 
