@@ -103,7 +103,7 @@ class ArrayBatches:
 
 
 def check_position(state: dict[str, int], of: dict[str, int], *, last: float = math.inf):
-    """Raises a ValueError unless `state` is a position, up to batch `last`, in batches of the numbers `of`."""
+    """Raises a ValueError unless `state` is a position, up to batch `last`, in batches of numbers `of`."""
     if {name: state.get(name) for name in of} != of or not 0 <= state["batch"] <= last:
         raise ValueError(f"{state} is no position in batches of {of}")
 
