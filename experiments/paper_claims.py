@@ -76,13 +76,12 @@ class Settings:
 @command(Settings, __doc__, xla=tune_xla)
 def main(settings: Settings):
     settings.workdir.mkdir(parents=True, exist_ok=True)
-    path, parts = settings.workdir / "paper_claims.json", []
+    path = settings.workdir / "paper_claims.json"
     found: dict[str, list[dict]] = {"memory": [], "time": []}
     for claim in tqdm([c for c in MEMORY if c.preset in settings.memory], unit="network"):
         found["memory"].append(memory(settings, claim))
         write_json(path, found)
-    if found["memory"]:
-        parts.append(f"Memory of one update:\n\n{tabulate_memory(found['memory'])}")
+    parts = [f"Memory of one update:\n\n{tabulate_memory(found['memory'])}"]
     if settings.time:
         found["time"] = times(settings)
         write_json(path, found)

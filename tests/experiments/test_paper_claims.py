@@ -34,7 +34,8 @@ def test_memory(digits, monkeypatch, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_times(digits, monkeypatch, tmp_path, capsys):
-    assert call(paper_claims, monkeypatch, "--memory", "--time", 2, "--workdir", tmp_path) == 0
+    args = ("--memory", "digits_mlp", "--time", 2, "--workdir", tmp_path)
+    assert call(paper_claims, monkeypatch, *args) == 0
     found = json.loads((tmp_path / "paper_claims.json").read_text())
     exact, spatial, two, one = found["time"]
     assert [r["rule"] for r in found["time"]] == list(paper_claims.TIME_RULES)
