@@ -60,8 +60,8 @@ class Rule(abc.ABC):
           is returned of them.
 
           To be differentiated once more, to the inputs say, it takes `sltt` or `sltt_k`. Under `bptt` and
-          `tbptt` spikes are constants then, because a `lax.scan` that JAX differentiates has lost their
-          surrogate derivative: differentiate the loss of `run` in their place.
+          `tbptt` spikes are constants then with jax 0.10, whose `lax.scan` loses their surrogate derivative
+          when it is differentiated twice (0.12 keeps it): differentiate the loss of `run` in their place.
 
         Raises:
           ValueError: (when `f` is called) the inputs have no time axis or disagree about its length, `chunk`,
