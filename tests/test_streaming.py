@@ -1,3 +1,5 @@
+import gc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,6 +51,7 @@ def test_device_memory_does_not_grow_with_the_stream(x64, rule):
     block = np.random.default_rng(0).normal(size=(size, 4, 200))
     peaks = []
     for steps in (8, 64):
+        gc.collect()  # what earlier tests left must not go in between
         seen = []
 
         def blocks():
@@ -60,7 +63,7 @@ def test_device_memory_does_not_grow_with_the_stream(x64, rule):
         assert len(seen) == steps // size
         peaks.append(max(seen))
     # Nothing is added but the loss of a step here and there, not yet on the host.
-    assert abs(peaks[1] - peaks[0]) < block.nbytes / 8
+    assert peaks[1] - peaks[0] < block.nbytes / 8
     # The control: the arrays that are counted do grow when a program is given all steps.
     before = bytes_on_device()
     held = jnp.asarray(np.concatenate([block] * (64 // size)))
