@@ -75,8 +75,8 @@ class bptt(Rule):
             del key
             T = time_steps(inputs)
             check_at_most_T("chunk", self.chunk, T)
-            start = first_state(apply, params, state, inputs)
-            check_target(target, start[1], T)
+            state, outputs = first_state(apply, params, state, inputs)
+            check_target(target, outputs, T)
 
             def loss(sums):
                 # Cast within the step, so that the gradients of the steps are summed in the type of `sums`.
@@ -85,7 +85,7 @@ class bptt(Rule):
                     return forward(cast, target, carry[0], carry[1], block[0])
 
                 step = jax.checkpoint(step) if self.remat else step
-                (end, total), losses = scan_blocks(step, start, inputs, self.chunk)
+                (end, total), losses = scan_blocks(step, (state, outputs), inputs, self.chunk)
                 return losses.sum(), Aux(losses, total, end)
 
             sums = jax.tree.map(lambda p: at_least_float32(jnp.asarray(p)), params)
