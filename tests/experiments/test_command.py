@@ -2,8 +2,12 @@
 
 import contextlib
 import dataclasses
+import gc
 import json
 import signal
+import sys
+import time
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -70,6 +74,38 @@ def test_a_signal_before_any_training(number, dropped, monkeypatch, capsys):
     assert updates == [number] * dropped and signal.getsignal(number) == before
     err = capsys.readouterr().err
     assert err.startswith(f"\nstopped by {number.name}") and ("resumes it" in err) == dropped
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_garbage_is_collected(number, monkeypatch, capsys):
+    """Python drops what is raised there: the script is stopped a moment later, without a traceback."""
+    hook, collected = sys.unraisablehook, []
+
+    def callback(phase, info):
+        if not collected:
+            collected.append(phase)
+            signal.raise_signal(number)
+
+    @command(Settings, "A script.", xla=None)
+    def main(settings):
+        gc.collect()
+        time.sleep(10)
+        pytest.fail("forgotten")
+
+    gc.callbacks.append(callback)
+    status = call(SimpleNamespace(main=main, __name__="script"), monkeypatch)
+    gc.callbacks.remove(callback)
+    assert collected and status == 128 + number and sys.unraisablehook is hook
+    assert capsys.readouterr().err == f"\nstopped by {number.name}\n"
+
+
+def test_other_errors_in_callbacks_are_told(monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: told.append(unraisable.exc_type))
+    with StopRequests(at_once=True):
+        weakref.finalize(Settings(), None)  # calls None when the settings are gone
+        gc.collect()
+    assert told == [TypeError]
 
 
 def test_a_signal_after_the_last_update(monkeypatch, capsys):
