@@ -7,6 +7,8 @@ built on Flax Linen is in `sltt_jax.functional`, `sltt_jax.layers` and `sltt_jax
 
 from sltt_jax import losses, surrogate
 from sltt_jax.blocks import Repeat, run
+from sltt_jax.cell_blocks import over_time, recurrent
+from sltt_jax.cells import alif, alif_step, li, li_step, synaptic, synaptic_step
 from sltt_jax.neurons import Neuron, lif, lif_step
 from sltt_jax.rules import Aux, BlockRule, Rule, bptt, parse_rule, sltt, sltt_k, tbptt
 from sltt_jax.streaming import stream
@@ -19,15 +21,23 @@ __all__ = [
     "Neuron",
     "Repeat",
     "Rule",
+    "alif",
+    "alif_step",
     "bptt",
+    "li",
+    "li_step",
     "lif",
     "lif_step",
     "losses",
+    "over_time",
     "parse_rule",
+    "recurrent",
     "run",
     "sltt",
     "sltt_k",
     "stream",
     "surrogate",
+    "synaptic",
+    "synaptic_step",
     "tbptt",
 ]

@@ -1,8 +1,8 @@
 """Linen layers on blocks of time steps, `[T, B, ...]` with channels last.
 
 Pooling and everything else that takes extra leading axes is Linen's own. Here is only what time makes
-special: neurons that carry a membrane, statistics of every step by itself, one dropout mask for all steps;
-and Linen's `Dense` and `Conv` with gradients that are fast on the CPU.
+special: neurons that carry a membrane (from `sltt_jax.cell_layers`), statistics of every step by itself, one
+dropout mask for all steps; and Linen's `Dense` and `Conv` with gradients that are fast on the CPU.
 
 Every layer that needs to know is told how it is run: `train`, and `temporal_gradient` as the rule wants it.
 """
@@ -17,12 +17,16 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
 from sltt_jax.blocks import at_least_float32
+from sltt_jax.cell_layers import ALIF as ALIF
+from sltt_jax.cell_layers import FIRING_RATE as FIRING_RATE
+from sltt_jax.cell_layers import LI as LI
+from sltt_jax.cell_layers import LIF as LIF
+from sltt_jax.cell_layers import MEMBRANE as MEMBRANE
+from sltt_jax.cell_layers import Recurrent as Recurrent
+from sltt_jax.cell_layers import Synaptic as Synaptic
 from sltt_jax.cpu import conv_general_dilated, dot_general
-from sltt_jax.neurons import Neuron, lif
 
-MEMBRANE = "membrane"
 BATCH_STATS = "batch_stats"
-FIRING_RATE = "firing_rate"
 
 
 def _promote_but_bias(*arrays: Any, dtype: Any = None, inexact: bool = True) -> Any:
@@ -59,33 +63,6 @@ def check_input(xs: jax.Array, axes: str):
         raise ValueError(f"the network takes inputs [{axes.replace(' ', ', ')}], got shape {xs.shape}")
     if not jnp.issubdtype(xs.dtype, jnp.floating):
         raise ValueError(f"the network takes floating point inputs, got {xs.dtype}")
-
-
-class LIF(nn.Module):
-    """Leaky integrate-and-fire neurons, one for every entry of `[B, ...]`.
-
-    The membrane is the variable `v` of the collection "membrane", at least float32 whatever the inputs are.
-    If the collection "firing_rate" is mutable, the mean spike of every step and sample is left there, `[T,
-    B]`.
-
-    Attributes:
-      neuron: the parameters of the layer.
-    """
-
-    neuron: Neuron = Neuron()
-
-    @nn.compact
-    def __call__(self, xs: jax.Array, *, temporal_gradient: bool) -> jax.Array:
-        """Returns the spikes (0 or 1) of the currents `xs`, both `[T, B, ...]`."""
-        dtype, xs = xs.dtype, at_least_float32(xs)
-        rest = jnp.asarray(self.neuron.v_rest, xs.dtype)
-        membrane = self.variable(MEMBRANE, "v", lambda: jnp.broadcast_to(rest, xs.shape[1:]))
-        v, spikes = lif(membrane.value, xs, self.neuron, temporal_gradient=temporal_gradient)
-        if not self.is_initializing():
-            membrane.value = v
-            rate = spikes.mean(range(2, spikes.ndim))
-            self.sow(FIRING_RATE, "rate", rate, init_fn=lambda: rate, reduce_fn=lambda _, new: new)
-        return spikes.astype(dtype)
 
 
 class StepBatchNorm(nn.Module):

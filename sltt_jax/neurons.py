@@ -1,7 +1,11 @@
 """Leaky integrate-and-fire neurons as pure functions of an explicit membrane.
 
-`lif_step` is one time step, `lif` a block of them, time first. Both cut the gradient that flows through the
-membrane from step to step when they are called with `temporal_gradient=False`; the forward pass is the same.
+`lif_step` is one time step, `lif` a block of them, time first:
+
+    v, spikes = lif(v, xs, neuron, temporal_gradient=...)        # v: [B, ...], xs and spikes: [C, B, ...]
+
+Both cut the gradient that flows through the membrane from step to step when they are called with
+`temporal_gradient=False`; the forward pass is the same. Other cells are in `sltt_jax.cells`.
 """
 
 import dataclasses
@@ -13,9 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import core
 
-from sltt_jax.cpu import scan
+from sltt_jax.cell_blocks import over_time
 from sltt_jax.surrogate import triangle
-from sltt_jax.varying import vary_like
 
 _LEAVES = "tau", "v_threshold", "v_reset"
 _STATIC = "decay_input", "detach_reset", "surrogate"
@@ -25,6 +28,13 @@ def _concrete(value):
     """Returns a number or array to be checked; None for what has no value yet, as under a transformation."""
     known = isinstance(value, int | float | np.ndarray | jax.Array) and not isinstance(value, core.Tracer)
     return np.asarray(value) if known else None
+
+
+def check_tau(name: str, tau: float | jax.Array):
+    """Raises a ValueError if a time constant, or an entry that is not traced, is below 1 time step."""
+    known = _concrete(tau)
+    if known is not None and not (known >= 1).all():
+        raise ValueError(f"{name} must be >= 1 (in time steps), got {tau}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +71,7 @@ class Neuron:
             if isinstance(value, np.generic):  # a Python number leaves the type of a membrane as it is
                 object.__setattr__(self, name, value.item())
         tau, v_threshold, v_reset = (_concrete(getattr(self, name)) for name in _LEAVES)
-        if tau is not None and not (tau >= 1).all():
-            raise ValueError(f"tau must be >= 1 (in time steps), got {self.tau}")
+        check_tau("tau", self.tau)
         if v_threshold is not None and not (v_threshold > 0).all():
             raise ValueError(f"v_threshold must be > 0, got {self.v_threshold}")
         if v_reset is not None and not np.isfinite(v_reset).all():
@@ -119,15 +128,10 @@ def _subtracted(v_threshold):
     return jnp.where(jnp.isinf(v_threshold), 0, v_threshold)
 
 
-def _check(v, x, name, temporal_gradient):
-    if not isinstance(temporal_gradient, bool):
-        raise ValueError(
-            "temporal_gradient must be True or False when a network is traced, got "
-            f"{type(temporal_gradient).__name__}: wrap partial(apply, temporal_gradient=...), or make it a "
-            "static argument of jax.jit, jax.checkpoint or nn.remat"
-        )
+def check_current(v: jax.Array, x: jax.Array):
+    """Raises a ValueError unless the membrane `v` can take the input current `x` of one step."""
     if v.shape != x.shape:
-        raise ValueError(f"membrane {v.shape} and {name} {x.shape} must have the same shape")
+        raise ValueError(f"membrane {v.shape} and input of one step {x.shape} must have the same shape")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"the input current must be floating point, got {x.dtype}")
     if jnp.promote_types(v.dtype, x.dtype) != v.dtype:
@@ -157,7 +161,7 @@ def lif_step(
       ValueError: `v` and `x` differ in shape, `x` is not floating point or does not fit into the type of `v`,
         or `temporal_gradient` is traced.
     """
-    _check(v, x, "input", temporal_gradient)
+    check_current(v, x)
     if not temporal_gradient:
         v = jax.lax.stop_gradient(v)
     u = _charge(v, x, neuron)
@@ -165,42 +169,4 @@ def lif_step(
     return _reset(u, s, neuron), s
 
 
-def lif(
-    v: jax.Array, xs: jax.Array, neuron: Neuron, *, temporal_gradient: bool = True
-) -> tuple[jax.Array, jax.Array]:
-    """Advances leaky integrate-and-fire neurons by C >= 1 steps, each a `lif_step`.
-
-    With `temporal_gradient=False` nothing is differentiated along time, so the loop runs without gradients
-    and the spikes are then recomputed from the membranes it visited in one elementwise pass over the block:
-    the backward pass holds no loop, only arrays of C*B samples.
-
-    Args:
-      v: membrane before the block, `[B, ...]`.
-      xs: input currents, time first, `[C, B, ...]`, floating point.
-      neuron: the parameters of the layer.
-      temporal_gradient: let gradients flow from step to step and to `v`.
-
-    Returns:
-      `(v, spikes)`: the membrane after the block `[B, ...]`, and the spikes `[C, B, ...]`. Without temporal
-      gradient the membrane is a constant to differentiation.
-
-    Raises:
-      ValueError: `v` and `xs[0]` differ in shape, `xs` is not floating point or does not fit into the type of
-        `v`, or `temporal_gradient` is traced.
-    """
-    if isinstance(xs, list | tuple):
-        raise ValueError(f"xs must be one array [C, B, ...], got {len(xs)} steps apart: use jnp.stack")
-    if xs.ndim == 0 or xs.shape[0] == 0:
-        raise ValueError(f"xs must hold at least one time step, got shape {xs.shape}")
-    _check(v, xs[0], "input of one step", temporal_gradient)
-    v = vary_like(v, xs)
-    if temporal_gradient:
-        return scan(lambda v, x: lif_step(v, x, neuron), v, xs)
-    if len(xs) == 1:
-        v, s = lif_step(v, xs[0], neuron, temporal_gradient=False)
-        return jax.lax.stop_gradient(v), s[None]
-
-    constant = jax.lax.stop_gradient(neuron)
-    advance = lambda v, x: (lif_step(v, x, constant)[0], v)
-    v, before = scan(advance, *jax.lax.stop_gradient((v, xs)))
-    return v, _fire(_charge(before, xs, neuron), neuron)
+lif = over_time(lif_step)

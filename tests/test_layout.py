@@ -14,7 +14,10 @@ STANDALONE = {
     *BASE,
     *(f"sltt_jax.{name}" for name in ("rules", "block_rule", "spelling", "streaming", "losses")),
 }
-LAYERS = ("surrogate", "neurons", "layers", "functional", "models")  # each may import those before it
+LAYERS = (
+    *("surrogate", "cell_blocks", "neurons", "cells", "time_constants"),
+    *("cell_layers", "layers", "functional", "models"),
+)  # each may import those before it
 CPU_WORDS = ("platform_dependent", "optimization_barrier")
 CPU_MAY = {"jax", "numpy", "sltt_jax.cpu", *sys.stdlib_module_names}
 

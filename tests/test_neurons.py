@@ -130,6 +130,23 @@ def test_spikes_and_membranes_agree_on_many_neurons():
         np.testing.assert_allclose(total, v, atol=1e-4)  # a single wrong reset would be off by 1
 
 
+@pytest.mark.parametrize("tau", [1.1, 3.0])
+def test_a_block_rounds_as_its_steps_do(tau):
+    """At membranes within a rounding error of the threshold, where any other rounding is another spike."""
+    with jax.enable_x64(False):
+        v = jnp.asarray(np.random.default_rng(0).uniform(size=10_000), jnp.float32)
+        neuron = Neuron(tau=tau)
+        xs = jnp.stack([1 - (1 - 1 / tau) * v, jnp.zeros_like(v)])
+        (end, spikes), (_, same) = (
+            jax.jit(partial(lif, neuron=neuron, temporal_gradient=temporal))(v, xs)
+            for temporal in (False, True)
+        )
+        chex.assert_trees_all_equal(spikes, same)
+        assert 0.2 < spikes[0].mean() < 0.999
+        # A spike left a membrane of about 0, none one of about 1.
+        chex.assert_trees_all_equal(end > (1 - 1 / tau) / 2, spikes[0] == 0)
+
+
 def test_parameters_are_a_pytree():
     neuron = Neuron(tau=jnp.asarray([2.0, 4.0]), v_threshold=0.8)
     leaves = jax.tree.leaves(neuron)

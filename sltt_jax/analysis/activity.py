@@ -15,7 +15,8 @@ import numpy as np
 
 from sltt_jax.analysis.recording import record
 from sltt_jax.blocks import PyTree
-from sltt_jax.layers import LIF, ScaledWSConv
+from sltt_jax.cell_layers import Cells, Recurrent
+from sltt_jax.layers import ScaledWSConv
 
 # Energy of a 32-bit floating point operation in 45 nm CMOS at 0.9 V, in joules (Horowitz, ISSCC 2014): a
 # multiplication takes 3.7 pJ and an addition 0.9 pJ.
@@ -45,9 +46,9 @@ class Activity(NamedTuple):
     """Activity of a network on a batch; layers are named by their path ("layer1_0/lif1").
 
     Attributes:
-      rates: for every LIF layer the share of neurons and samples that spike at each step, `[T]`.
-      neurons: for every LIF layer the share of steps and samples at which each of its neurons spikes, `[...]`
-        without time and batch.
+      rates: for every layer of spiking cells the share of neurons and samples that spike at each step, `[T]`.
+      neurons: for every such layer the share of steps and samples at which each neuron spikes, `[...]` without
+        time and batch.
       weights: of every convolution and matrix product.
     """
 
@@ -121,9 +122,16 @@ class _Observer:
         self.after_neurons = False
 
     def __call__(self, module, variables, xs, ys):
-        if isinstance(module, LIF):
-            self.after_neurons = True
-            return {"neurons": ys.astype(jnp.float32).mean(1)}
+        if isinstance(module, Cells):
+            self.after_neurons |= module.spikes
+            return {"neurons": ys.astype(jnp.float32).mean(1)} if module.spikes else None
+        if isinstance(module, Recurrent):  # every output goes through all lateral weights, one step later
+            n = ys.shape[-1]
+            return {
+                "operations": n * (ys != 0).astype(jnp.float32).sum(-1).mean(1),
+                "macs": jnp.full(len(ys), n * n, jnp.float32),
+                "spikes": jnp.all((ys == 0) | (ys == 1), (1, 2)),
+            }
         if isinstance(module, nn.Dense | nn.Conv | ScaledWSConv):
             # Of half precision xs would count no further than 2048.
             there = (xs != 0).astype(jnp.float32)

@@ -11,7 +11,8 @@ from sltt_jax import functional
 from sltt_jax.analysis.gradients import step_gradients
 from sltt_jax.analysis.temporal_part import temporal_factors
 from sltt_jax.blocks import PyTree, run
-from sltt_jax.layers import LIF, MEMBRANE, at_least_float32
+from sltt_jax.cell_layers import LIF, MEMBRANE, Cells
+from sltt_jax.layers import at_least_float32
 from sltt_jax.rules import Rule, StepLoss
 
 # `observe(module, variables, xs, ys) -> {name: [C, ...]} or None`, see `record`.
@@ -89,12 +90,13 @@ def layer_temporal_factors(
 ) -> dict[str, jax.Array]:
     """Returns `temporal_factors` of every LIF layer, by its path, `[T, B, ...]` each; `lag_norms` takes them.
 
-    Arguments as of `record`.
+    Layers of other cells or with lateral weights have no such diagonal and are left out. Arguments as of
+    `record`.
     """
 
     def observe(module, variables, xs, ys):
         del ys
-        if not isinstance(module, LIF):
+        if not isinstance(module, LIF) or "s" in variables[MEMBRANE]:
             return None
         return {"factors": temporal_factors(variables[MEMBRANE]["v"], at_least_float32(xs), module.neuron)}
 
@@ -102,10 +104,38 @@ def layer_temporal_factors(
     return {path: values["factors"] for path, values in seen.items()}
 
 
+def layer_traces(
+    model: nn.Module,
+    params: PyTree,
+    state: PyTree,
+    inputs: PyTree,
+    *,
+    train: bool = False,
+    key: jax.Array | None = None,
+) -> dict[str, dict[str, jax.Array]]:
+    """Returns what every layer of cells was in after each step, and its outputs, for plots.
+
+    Arguments as of `record`.
+
+    Returns:
+      `{path: {"v": [T, B, ...], ..., "outputs": [T, B, ...]}}`, the names of the states as in the layer: "v"
+      is the membrane.
+    """
+
+    def observe(module, variables, xs, ys):
+        del variables, xs
+        if not isinstance(module, Cells):
+            return None
+        # `record` goes step by step, so what the layer holds now is the state after this one.
+        return {**{k: v[None] for k, v in module.variables[MEMBRANE].items()}, "outputs": ys}
+
+    return record(model, lambda: observe, params, state, inputs, train=train, key=key)
+
+
 def layer_error_signals(
     model: nn.Module, rule: Rule, step_loss: StepLoss, *, train: bool = True, key: jax.Array | None = None
 ) -> Callable[..., dict[str, jax.Array]]:
-    """Builds `f(params, state, inputs, target, key=None) -> {path: [T, B, ...]}`, for every LIF layer.
+    """Builds `f(params, state, inputs, target, key=None) -> {path: [T, B, ...]}`, for every layer of cells.
 
     They are the error signals dL/du[t] of a rule, taken as the gradient with respect to something that is
     added to the currents of each neuron at each step, and is 0. `jax.vmap(report)` compares those of two
@@ -126,7 +156,7 @@ def layer_error_signals(
 
         def apply(added, state, xs, *, temporal_gradient):
             def interceptor(call, args, kwargs, context):
-                if not isinstance(context.module, LIF) or context.method_name != "__call__":
+                if not isinstance(context.module, Cells) or context.method_name != "__call__":
                     return call(*args, **kwargs)
                 more = added["/".join(context.module.path)]
                 return call(args[0] + more.astype(args[0].dtype), *args[1:], **kwargs)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from sltt_jax.blocks import check_at_least_one, check_at_most_T
-from sltt_jax.neurons import Neuron, lif_step
+from sltt_jax.neurons import Neuron, check_tau, lif_step
 
 
 class LagNorms(NamedTuple):
@@ -81,7 +81,7 @@ def horizon(tau: float, epsilon: float = 1e-3) -> float:
     Raises:
       ValueError: `tau` is below 1, or `epsilon` is not between 0 and 1.
     """
-    _check_tau(tau)
+    check_tau("tau", tau)
     if not 0 < epsilon < 1:
         raise ValueError(f"epsilon must be between 0 and 1, got {epsilon}")
     if tau == 1:
@@ -104,7 +104,7 @@ def cut_share(tau: float, T: int, window: int = 1) -> float:
     Raises:
       ValueError: a number is outside its range.
     """
-    _check_tau(tau)
+    check_tau("tau", tau)
     for name, value in (("T", T), ("window", window)):
         check_at_least_one(name, value)
     check_at_most_T("window", window, T)
@@ -138,8 +138,3 @@ def advice(tau: float, T: int) -> str | None:
         f"tau={tau:g}: a membrane {reach}, and there are T={T}. SLTT may cut {percent(cut)} of the gradient; "
         f"consider tbptt(window={window}), which may cut {percent(cut_share(tau, T, window))}, or bptt()."
     )
-
-
-def _check_tau(tau):
-    if not tau >= 1:
-        raise ValueError(f"tau must be >= 1 (in time steps), got {tau}")

@@ -15,19 +15,19 @@ _SHORT = 5
 _UNROLL = 8
 
 
-def scan(step: Callable, carry: Any, xs: jax.Array) -> tuple[Any, Any]:
+def scan(step: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
     """Runs `lax.scan(step, carry, xs)`, unrolled as it suits the platform.
 
     Args:
       step: `(carry, x) -> (carry, y)`.
       carry: before the first step.
-      xs: `[C, ...]`.
+      xs: a pytree of arrays `[C, ...]`.
 
     Returns:
       The carry after the last step, and all `y`, `[C, ...]`.
     """
     loop = lambda unroll: lambda carry, xs: lax.scan(step, carry, xs, unroll=unroll)
-    C = len(xs)
+    C = len(jax.tree.leaves(xs)[0])
     return lax.platform_dependent(carry, xs, cpu=loop(C if C <= _SHORT else 1), default=loop(min(C, _UNROLL)))
 
 

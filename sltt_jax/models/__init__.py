@@ -3,6 +3,7 @@
 from sltt_jax.models.convnet import ConvNet
 from sltt_jax.models.mlp import MLP
 from sltt_jax.models.nf_resnet import NFResNet, NFResNet34, NFResNet50, NFResNet101
+from sltt_jax.models.recurrent import RecurrentNet
 from sltt_jax.models.resnet import ResNet, ResNet18, ResNet34
 from sltt_jax.models.vgg import VGG, VGG11, VGG13, VGG16, VGG19
 
@@ -18,6 +19,7 @@ __all__ = [
     "NFResNet34",
     "NFResNet50",
     "NFResNet101",
+    "RecurrentNet",
     "ResNet",
     "ResNet18",
     "ResNet34",

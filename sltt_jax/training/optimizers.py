@@ -1,7 +1,11 @@
 """Optimizers of the experiments, from optax."""
 
+import jax
 import jax.numpy as jnp
 import optax
+
+from sltt_jax.blocks import PyTree
+from sltt_jax.time_constants import LOGIT_DECAY
 
 OPTIMIZERS = ("sgd", "adamw")
 
@@ -16,14 +20,27 @@ def cosine_per_epoch(lr: float, *, epochs: int, steps_per_epoch: int) -> optax.S
     return schedule
 
 
+def decayed(params: PyTree) -> PyTree:
+    """Says which parameters have weight decay: all but learned time constants, each of which 0 would make 2.
+
+    Returns:
+      A pytree of bools like `params`.
+    """
+
+    def is_decayed(path, _):
+        return not any(str(getattr(key, "key", "")).startswith(LOGIT_DECAY) for key in path)
+
+    return jax.tree_util.tree_map_with_path(is_decayed, params)
+
+
 def make_optimizer(
     name: str, schedule: optax.ScalarOrSchedule, *, weight_decay: float = 0.0, momentum: float = 0.9
 ) -> optax.GradientTransformation:
     """Builds SGD as PyTorch has it, or AdamW.
 
     Args:
-      name: "sgd": weight decay is coupled L2 on all parameters, added to the gradient before the momentum
-        (the paper's recipes); "adamw": decoupled weight decay.
+      name: "sgd": weight decay is coupled L2 on all `decayed` parameters, added to the gradient before the
+        momentum (the paper's recipes); "adamw": decoupled weight decay.
       schedule: learning rate, or learning rate as a function of the step.
       weight_decay: >= 0.
       momentum: of "sgd", 0..1.
@@ -36,7 +53,7 @@ def make_optimizer(
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum must be in 0..1, got {momentum}")
     if name == "sgd":
-        return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(schedule, momentum))
+        return optax.chain(optax.add_decayed_weights(weight_decay, decayed), optax.sgd(schedule, momentum))
     if name == "adamw":
-        return optax.adamw(schedule, weight_decay=weight_decay)
+        return optax.adamw(schedule, weight_decay=weight_decay, mask=decayed)
     raise ValueError(f"optimizer must be one of {OPTIMIZERS}, got {name!r}")

@@ -56,7 +56,7 @@ class Evaluation(NamedTuple):
       correct: right answers from the sum of the outputs of the first t steps, `[T]`; None where the targets
         are no class numbers `[B]`.
       loss: of the samples, averaged over time, scalar.
-      firing_rates: of the samples, for every LIF layer (keyed by its path) and step, `[T]` each.
+      firing_rates: of the samples, for every layer of spiking cells (keyed by its path) and step, `[T]` each.
     """
 
     samples: jax.Array

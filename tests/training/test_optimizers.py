@@ -29,6 +29,19 @@ def test_adamw_decays_apart_from_the_gradient(x64):
     np.testing.assert_allclose(changes, [-0.1 - 0.1, 0.1 + 0.2], rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", training.OPTIMIZERS)
+def test_time_constants_do_not_decay(name, x64):
+    params = {
+        "LIF_0": {"logit_decay": jnp.ones(2)},
+        "ALIF_0": {"logit_decay_a": jnp.ones(2)},
+        "w": jnp.ones(2),
+    }
+    optimizer = training.make_optimizer(name, 0.1, weight_decay=0.5)
+    changes, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    assert not changes["LIF_0"]["logit_decay"].any() and not changes["ALIF_0"]["logit_decay_a"].any()
+    np.testing.assert_allclose(changes["w"], -0.05, rtol=1e-12)
+
+
 def test_cosine_per_epoch(x64):
     schedule = jax.jit(jax.vmap(training.cosine_per_epoch(0.1, epochs=4, steps_per_epoch=5)))
     found = schedule(jnp.asarray([0, 4, 5, 9, 10, 14, 15, 19, 20, 50]))

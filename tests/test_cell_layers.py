@@ -1,0 +1,193 @@
+"""Layers of cells in Linen: the functions of `cells`, with their states and parameters in collections."""
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sltt_jax import (
+    Neuron,
+    alif,
+    bptt,
+    functional,
+    li,
+    lif,
+    lif_step,
+    over_time,
+    recurrent,
+    run,
+    sltt,
+    synaptic,
+)
+from sltt_jax.analysis import activity, recording
+from sltt_jax.layers import ALIF, FIRING_RATE, LI, LIF, Recurrent, Synaptic
+from sltt_jax.models import RecurrentNet
+from sltt_jax.time_constants import tau_of
+from tests.common.nets import assert_close, difference, squared_error
+
+T, B, N = 5, 3, 6
+NEURON = Neuron(tau=3.0, v_threshold=0.5)
+rng = np.random.default_rng(0)
+XS = jnp.asarray(rng.normal(size=(T, B, N)) + 0.3, jnp.float32)
+ZERO = jnp.zeros((B, N))
+
+# Each layer, what it is as a function of state and input with the taus that it learned, and its state.
+LAYERS = {
+    "LIF": (
+        lambda learn: LIF(NEURON, learn),
+        lambda xs, tau: lif(ZERO, xs, Neuron(tau("", 3.0), 0.5)),
+        ("v",),
+    ),
+    "ALIF": (
+        lambda learn: ALIF(NEURON, 7.0, 0.9, learn),
+        lambda xs, tau: alif((ZERO, ZERO), xs, Neuron(tau("", 3.0), 0.5), tau("_a", 7.0), 0.9),
+        ("v", "a"),
+    ),
+    "Synaptic": (
+        lambda learn: Synaptic(NEURON, 4.0, learn),
+        lambda xs, tau: synaptic((ZERO, ZERO), xs, Neuron(tau("", 3.0), 0.5), tau("_syn", 4.0)),
+        ("v", "i"),
+    ),
+    "LI": (lambda learn: LI(5.0, learn), lambda xs, tau: li(ZERO, xs, tau("", 5.0)), ("v",)),
+}
+
+
+@pytest.mark.parametrize("learn", [False, True])
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_is_its_function(name, learn):
+    make, function, names = LAYERS[name]
+    layer = make(learn)
+    variables = layer.init(jax.random.key(0), XS, temporal_gradient=True)
+    assert variables["membrane"].keys() == {*names} and ("params" in variables) == learn
+    params = variables.pop("params", {})
+    chex.assert_trees_all_close(jax.tree.map(tau_of, params), {
+        "logit_decay" + ending: jnp.full(N, tau) for ending, tau in asked(function).items()
+    } if learn else {}, rtol=1e-6)  # fmt: skip
+    params = jax.tree.map(lambda p: p + 0.3 * jnp.arange(N), params)  # other taus for every channel
+    state, mutable = variables["membrane"], ["membrane", FIRING_RATE]
+    ys, changed = layer.apply(
+        {"params": params, "membrane": state}, XS, temporal_gradient=False, mutable=mutable
+    )
+    learned = lambda ending, tau: tau_of(params["logit_decay" + ending])[None] if learn else tau
+    end, expected = function(XS, learned)
+    chex.assert_trees_all_close(ys, expected, atol=1e-6)
+    by_name = dict(zip(names, end if isinstance(end, tuple) else (end,), strict=True))
+    chex.assert_trees_all_close(changed["membrane"], by_name, atol=1e-5)
+    if name == "LI":
+        assert FIRING_RATE not in changed
+    else:
+        assert 0.05 < ys.mean() < 0.6
+        chex.assert_trees_all_close(changed[FIRING_RATE]["rate"], ys.mean(2))
+
+
+def asked(function):
+    """The time constants that a function asks for, by the ending of their parameter."""
+    found = {}
+    function(XS[:1], lambda ending, tau: found.setdefault(ending, tau))
+    return found
+
+
+def test_neurons_rest_at_their_reset():
+    layer = ALIF(Neuron(v_reset=-0.5))
+    state = layer.init(jax.random.key(0), XS, temporal_gradient=True)["membrane"]
+    chex.assert_trees_all_equal(state, {"v": ZERO - 0.5, "a": ZERO})
+
+
+def test_lateral_weights():
+    layer = Recurrent(LIF(NEURON))
+    variables = layer.init(jax.random.key(0), XS, temporal_gradient=True)
+    w = variables["params"]["kernel"]
+    np.testing.assert_allclose(w @ w.T, np.eye(N), atol=1e-5)
+    ys, changed = layer.apply(variables, XS, temporal_gradient=False, mutable=["membrane"])
+    (v, s), expected = over_time(recurrent(lif_step))((ZERO, ZERO), XS, w, NEURON)
+    chex.assert_trees_all_close(ys, expected)
+    chex.assert_trees_all_close(changed["membrane"]["cell"], {"v": v, "s": s}, atol=1e-6)
+    assert not np.array_equal(ys, lif(ZERO, XS, NEURON)[1])
+    with pytest.raises(
+        ValueError, match=r"lateral weights need currents \[T, B, n\], got shape \(5, 3, 6, 1\)"
+    ):
+        layer.init(jax.random.key(0), XS[..., None], temporal_gradient=True)
+
+
+def test_half_precision_keeps_states_in_float32():
+    layer = Recurrent(ALIF(NEURON, learn_tau=True))
+    variables = layer.init(jax.random.key(0), XS.astype(jnp.bfloat16), temporal_gradient=True)
+    ys, _ = layer.apply(variables, XS.astype(jnp.bfloat16), temporal_gradient=True, mutable=["membrane"])
+    assert ys.dtype == jnp.bfloat16
+    assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+
+NETS = {
+    "alif": RecurrentNet((8, 7), 4, neuron=Neuron(tau=5.0, v_threshold=0.3), tau_a=10.0),
+    "synaptic": RecurrentNet((8,), 4, "synaptic", neuron=Neuron(tau=5.0, v_threshold=0.3), readout="lif"),
+    "plain lif": RecurrentNet(
+        (8,), 4, "lif", recurrent=False, neuron=Neuron(v_threshold=0.3), learn_tau=False
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_recurrent_networks(name, x64):
+    """Every parameter has a gradient, chunks agree, and sltt is not bptt."""
+    model = NETS[name]
+    xs = jnp.asarray(rng.normal(size=(T, B, 5)))
+    params, state = functional.init(model, jax.random.key(1, impl="rbg"), xs[0])
+    params = jax.tree.map(lambda p: p.astype(jnp.float64), params)
+    target = jnp.ones((B, 4))
+
+    def gradient(rule):
+        f = jax.jit(rule.value_and_grad(functional.applier(model), squared_error))
+        return f(params, state, xs, target)[1]
+
+    cut, exact = gradient(sltt()), gradient(bptt())
+    assert_close(gradient(sltt(3)), cut)
+    assert max(difference(cut, exact).values()) > 0.05
+    assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(exact))
+    learned = [path for path, _ in jax.tree_util.tree_leaves_with_path(params) if "logit_decay" in str(path)]
+    assert len(learned) == {"alif": 5, "synaptic": 3, "plain lif": 0}[name]
+    assert ("Recurrent_0" in params) == model.recurrent
+
+
+def test_what_a_recurrent_network_refuses():
+    for wrong, message in (
+        ({"cell": "gru"}, "cell must be one of .*'gru'"),
+        ({"readout": "x"}, "readout one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            functional.init(RecurrentNet((4,), 2, **wrong), jax.random.key(0), jnp.zeros((2, 3)))
+
+
+def test_traces_and_activity():
+    """States and spikes after every step, and the operations of the lateral weights."""
+    model = NETS["alif"]
+    xs = jnp.asarray(rng.normal(size=(T, B, 5)), jnp.float32)
+    params, state = functional.init(model, jax.random.key(1, impl="rbg"), xs[0])
+    seen = recording.layer_traces(model, params, state, xs)
+    assert {path: {*values} for path, values in seen.items()} == {
+        "ALIF_0": {"v", "a", "s", "outputs"}, "ALIF_1": {"v", "a", "s", "outputs"}, "LI_0": {"v", "outputs"}
+    }  # fmt: skip
+    outputs, end = run(functional.applier(model, train=False), params, state, xs)
+    chex.assert_trees_all_close(seen["LI_0"]["v"], outputs, atol=1e-6)
+    chex.assert_trees_all_equal(seen["ALIF_0"]["outputs"], seen["ALIF_0"]["s"])
+    last = {path: {k: v[-1] for k, v in values.items() if k != "outputs"} for path, values in seen.items()}
+    chex.assert_trees_all_close(last, end["membrane"], atol=1e-6)
+    found = activity.activity(model, params, state, xs)
+    spikes = seen["ALIF_0"]["s"]
+    np.testing.assert_allclose(found.weights["Recurrent_0"].operations, 8 * spikes.sum(-1).mean(1))
+    assert found.weights["Recurrent_0"].macs == 64 and not found.weights["Recurrent_0"].analogue
+    np.testing.assert_allclose(found.rates["ALIF_0"], spikes.mean((1, 2)), rtol=1e-6)
+    signals = recording.layer_error_signals(model, sltt(), squared_error)(params, state, xs, jnp.ones((B, 4)))
+    assert signals.keys() == seen.keys() and all(x.any() for x in signals.values())
+    assert not recording.layer_temporal_factors(MixedNet(), {}, {"membrane": {
+        "LIF_0": {"v": ZERO}, "LIF_1": {"v": ZERO, "s": ZERO}}}, XS).keys() - {"LIF_0"}  # fmt: skip
+
+
+class MixedNet(nn.Module):
+    """Without parameters but the lateral weights, which have no diagonal Jacobian."""
+
+    @nn.compact
+    def __call__(self, xs, *, train, temporal_gradient):
+        xs = LIF(NEURON)(xs, temporal_gradient=temporal_gradient)
+        return LIF(NEURON)(xs, temporal_gradient=temporal_gradient, lateral=0.1 * jnp.eye(N))
