@@ -68,7 +68,7 @@ class Cells(nn.Module):
         dtype, xs = xs.dtype, at_least_float32(xs)
         step, state, parameters = self.step, self.state, self.parameters(xs)
         if lateral is not None:
-            step, state, parameters = recurrent(step), (state, "s"), (lateral.astype(xs.dtype), *parameters)
+            step, state, parameters = recurrent(step), (state, "y"), (lateral.astype(xs.dtype), *parameters)
         rest = {name: jnp.zeros((), xs.dtype) for name in jax.tree.leaves(state)}
         rest["v"] = jnp.asarray(self.v_rest, xs.dtype)
         start = lambda name: self.variable(MEMBRANE, name, lambda: jnp.broadcast_to(rest[name], xs.shape[1:]))
@@ -106,7 +106,7 @@ class LIF(Cells):
 
 
 class ALIF(Cells):
-    """LIF neurons with an adaptive threshold (`alif_step`); their state is `v` and `a`.
+    """LIF neurons with an adaptive threshold (`alif_step`); their state is `v`, `a` and `s`.
 
     Attributes:
       neuron: the parameters of the layer, but for the adaptation.
@@ -120,7 +120,7 @@ class ALIF(Cells):
     beta: float = 1.8
     learn_tau: bool = False
     step = staticmethod(alif_step)
-    state = ("v", "a")
+    state = ("v", "a", "s")
 
     @property
     def v_rest(self):
@@ -174,7 +174,7 @@ class LI(Cells):
 class Recurrent(nn.Module):
     """Lateral weights around a layer of cells: `x[t] + s[t-1] w` are its currents.
 
-    The outputs of the step before are the variable `s` of the layer. In analyses the layer goes by its own
+    The outputs of the step before are the variable `y` of the layer. In analyses the layer goes by its own
     name, beside this one.
 
     Attributes:

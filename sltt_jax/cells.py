@@ -36,40 +36,43 @@ def li_step(v: jax.Array, x: jax.Array, tau: float | jax.Array = 2.0) -> tuple[j
 
 
 def alif_step(
-    state: tuple[jax.Array, jax.Array],
+    state: tuple[jax.Array, jax.Array, jax.Array],
     x: jax.Array,
     neuron: Neuron,
     tau_a: float | jax.Array = 100.0,
     beta: float | jax.Array = 1.8,
-) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], jax.Array]:
     """Advances adaptive LIF neurons by one step: the threshold rises with the neuron's own spikes.
 
+        a[t] = (1 - 1/tau_a) a[t-1] + s[t-1] / tau_a
+        theta[t] = v_threshold + beta a[t]
         u[t] = (1 - 1/tau) v[t-1] + x[t]
-        theta[t] = v_threshold + beta a[t-1]
         s[t] = H(u[t] - theta[t])
         v[t] = u[t] - theta[t] s[t]
-        a[t] = (1 - 1/tau_a) a[t-1] + s[t] / tau_a
 
     As in Bellec et al. 2018 and Yin et al. 2021, where the decay is `exp(-1/tau)`. `a` is a moving average of
-    the spikes, and `beta` the rise of the threshold of a neuron that always fires.
+    the spikes, and `beta` the rise of the threshold of a neuron that always fires. Step t moves `a` before it
+    uses it, so that `tau_a` has a gradient under SLTT too.
 
     Args:
-      state: `(v, a)`, membrane and adaptation after the step before, `[B, ...]` each; `a` is 0 at first.
+      state: `(v, a, s)`, membrane, adaptation and spikes of the step before, `[B, ...]` each; `a` and `s` are
+        0 at first.
       x: input current of this step, `[B, ...]`, floating point.
       neuron: the parameters of the layer, but for the adaptation.
       tau_a: time constant of the adaptation in steps, >= 1, a number or one for every unit.
       beta: strength of the adaptation; with 0 it is `lif_step`.
 
     Returns:
-      `((v, a), s)`: the new state, and the spikes (0 or 1), `[B, ...]` each.
+      `((v, a, s), s)`: the new state, and the spikes (0 or 1), `[B, ...]` each.
 
     Raises:
       ValueError: `v` and `x` do not fit each other, or `tau_a` is outside its range.
     """
-    v, a = state
+    v, a, s = state
     check_tau("tau_a", tau_a)
+    a = (1 - 1 / tau_a) * a + s / tau_a
     v, s = lif_step(v, x, dataclasses.replace(neuron, v_threshold=neuron.v_threshold + beta * a))
-    return (v, (1 - 1 / tau_a) * a + s / tau_a), s
+    return (v, a, s), s
 
 
 def synaptic_step(

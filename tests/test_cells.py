@@ -38,34 +38,37 @@ def test_leaky_integrator(compiled):
 
 def test_adaptive_threshold(compiled):
     """tau = 2, tau_a = 4, beta = 1: after a spike the threshold is at 1.25, and then it falls."""
-    (v, a), s = compiled(alif)((jnp.zeros(1), jnp.zeros(1)), column(1.5, 0.9, 1.3), Neuron(), 4.0, 1.0)
-    # u: 1.5 >= 1 (spike, v = .5, a = .25); 1.15 < 1.25 (a = .1875); 1.875 >= 1.1875 (spike, a = .390625)
+    (v, a, _), s = compiled(alif)((jnp.zeros(1),) * 3, column(1.5, 0.9, 1.3), Neuron(), 4.0, 1.0)
+    # u: 1.5 >= 1 (spike, v = .5); 1.15 < 1.25, for a = .25; 1.875 >= 1.1875, for a = .1875 (spike)
     np.testing.assert_array_equal(s[:, 0], [1, 0, 1])
-    np.testing.assert_allclose((v[0], a[0]), (0.6875, 0.390625), rtol=1e-15)
+    np.testing.assert_allclose((v[0], a[0]), (0.6875, 0.1875), rtol=1e-15)
     # Without adaptation the second step spikes too.
-    _, s = compiled(alif)((jnp.zeros(1), jnp.zeros(1)), column(1.5, 0.9, 1.3), Neuron(), 4.0, 0.0)
+    _, s = compiled(alif)((jnp.zeros(1),) * 3, column(1.5, 0.9, 1.3), Neuron(), 4.0, 0.0)
     np.testing.assert_array_equal(s[:, 0], [1, 1, 1])
 
 
 def test_adaptive_threshold_with_a_hard_reset(compiled):
     neuron = Neuron(v_reset=-0.5)
-    (v, a), s = compiled(alif)((jnp.full(1, -0.5), jnp.zeros(1)), column(1.6, 1.7), neuron, 4.0, 1.0)
+    (v, a, _), s = compiled(alif)(
+        (jnp.full(1, -0.5), *(jnp.zeros(1),) * 2), column(1.6, 1.7), neuron, 4.0, 1.0
+    )
     # u: -.25 + 1.6 - .25 = 1.1 (spike, v = -.5); -.5 + 1.7 = 1.2 < 1.25
     np.testing.assert_array_equal(s[:, 0], [1, 0])
-    np.testing.assert_allclose((v[0], a[0]), (1.2, 0.1875), rtol=1e-15)
+    np.testing.assert_allclose((v[0], a[0]), (1.2, 0.25), rtol=1e-15)
 
 
-def test_gradient_of_the_adaptation():
-    """d loss/d beta of two steps, the first of which spikes: through the threshold of the second alone."""
+@pytest.mark.parametrize("cut", [False, True])
+def test_gradient_of_the_adaptation(cut):
+    """By `beta` and `tau_a`, of two steps the first of which spikes: through the threshold of the second."""
 
-    def loss(beta):
-        state = jnp.asarray(0.0), jnp.asarray(0.0)
-        state, _ = alif_step(state, jnp.asarray(1.5), Neuron(), 4.0, beta)
-        return alif_step(state, jnp.asarray(0.9), Neuron(), 4.0, beta)[1]
+    def loss(beta, tau_a):
+        state, _ = alif_step((jnp.asarray(0.0),) * 3, jnp.asarray(1.5), Neuron(), tau_a, beta)
+        state = jax.lax.stop_gradient(state) if cut else state
+        return alif_step(state, jnp.asarray(0.9), Neuron(), tau_a, beta)[1]
 
-    # u - theta = 1.15 - 1.25 with slope .9 of the triangle; theta gains a = .25 for each beta. The reset of
-    # the first step subtracts theta = 1, in which a = 0.
-    np.testing.assert_allclose(jax.grad(loss)(1.0), -0.9 * 0.25, rtol=1e-12)
+    # u - theta = 1.15 - 1.25 with slope .9 of the triangle; theta = 1 + beta / tau_a. The first step has no
+    # adaptation yet, so nothing comes through it and the cut of SLTT takes nothing away.
+    np.testing.assert_allclose(jax.grad(loss, (0, 1))(1.0, 4.0), (-0.9 / 4, 0.9 / 16), rtol=1e-12)
 
 
 def test_synaptic_current(compiled):
@@ -100,7 +103,7 @@ def test_time_constants_that_are_learned(compiled):
 
 CALLS = {
     "tau": partial(li_step, jnp.zeros(1), jnp.zeros(1)),
-    "tau_a": partial(alif_step, (jnp.zeros(1), jnp.zeros(1)), jnp.zeros(1), Neuron()),
+    "tau_a": partial(alif_step, (jnp.zeros(1),) * 3, jnp.zeros(1), Neuron()),
     "tau_syn": partial(synaptic_step, (jnp.zeros(1), jnp.zeros(1)), jnp.zeros(1), Neuron()),
 }
 

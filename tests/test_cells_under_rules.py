@@ -83,9 +83,10 @@ def written_out(p, state, xs, target, cut, weights, lateral):
     for t, x in enumerate(xs):
         side = lambda s, j: s @ p["w"][j] if lateral else 0.0
         u = decay[0] * v1 + x @ p["k"][0] + side(s1, 0)
+        a1 = decay[1] * a1 + (1 - decay[1]) * s1
         theta = 0.4 + p["beta"] * a1
         s1 = fire(u - theta)
-        v1, a1 = u - theta * s1, decay[1] * a1 + (1 - decay[1]) * s1
+        v1 = u - theta * s1
         i2 = decay[3] * i2 + s1 @ p["k"][1] + side(s2, 1)
         u = decay[2] * v2 + (1 - decay[2]) * V_RESET + i2
         s2 = fire(u - 0.4)
@@ -120,7 +121,7 @@ def case(lateral):
         "angle": jnp.asarray(0.6),
     }
     zero, rest = jnp.zeros((BATCH, N)), jnp.full((BATCH, N), V_RESET)
-    states = [(zero, zero), (rest, zero), zero, {"u": zero, "w": zero}, zero]
+    states = [(zero, zero, zero), (rest, zero), zero, {"u": zero, "w": zero}, zero]
     if lateral:
         states = [s if i == 3 else (s, zero) for i, s in enumerate(states)]
     flat = [zero, zero, zero, rest, *[zero] * 8]

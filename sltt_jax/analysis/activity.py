@@ -47,8 +47,8 @@ class Activity(NamedTuple):
 
     Attributes:
       rates: for every layer of spiking cells the share of neurons and samples that spike at each step, `[T]`.
-      neurons: for every such layer the share of steps and samples at which each neuron spikes, `[...]` without
-        time and batch.
+      neurons: for every such layer the share of steps and samples at which each neuron spikes, `[...]`
+        without time and batch.
       weights: of every convolution and matrix product.
     """
 

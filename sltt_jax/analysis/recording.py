@@ -96,7 +96,7 @@ def layer_temporal_factors(
 
     def observe(module, variables, xs, ys):
         del ys
-        if not isinstance(module, LIF) or "s" in variables[MEMBRANE]:
+        if not isinstance(module, LIF) or "y" in variables[MEMBRANE]:
             return None
         return {"factors": temporal_factors(variables[MEMBRANE]["v"], at_least_float32(xs), module.neuron)}
 
