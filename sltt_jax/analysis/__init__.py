@@ -4,6 +4,7 @@ All here works on networks of any kind. What looks into the layers of a Linen ne
 name: `sltt_jax.analysis.activity` and `sltt_jax.analysis.recording`.
 """
 
+from sltt_jax.analysis.apply_check import BrokenApply, Finding, check_apply
 from sltt_jax.analysis.chunks import auto_chunk
 from sltt_jax.analysis.costs import Cost, cost, cost_over_time, growth, program_cost, temp_bytes
 from sltt_jax.analysis.flop_count import flops
@@ -29,7 +30,9 @@ from sltt_jax.analysis.timing import Timing, time_update
 
 __all__ = [
     "Agreement",
+    "BrokenApply",
     "Cost",
+    "Finding",
     "LagNorms",
     "Report",
     "Timing",
@@ -37,6 +40,7 @@ __all__ = [
     "agreement",
     "assert_memory_flat",
     "auto_chunk",
+    "check_apply",
     "compare",
     "cost",
     "cost_over_time",
