@@ -6,7 +6,7 @@ built on Flax Linen is in `sltt_jax.functional`, `sltt_jax.layers` and `sltt_jax
 """
 
 from sltt_jax import losses, surrogate
-from sltt_jax.blocks import Repeat, run
+from sltt_jax.blocks import PerStep, Repeat, run
 from sltt_jax.neurons import Neuron, lif, lif_step
 from sltt_jax.rules import Aux, BlockRule, Rule, bptt, parse_rule, sltt, sltt_k, tbptt
 from sltt_jax.streaming import stream
@@ -17,6 +17,7 @@ __all__ = [
     "Aux",
     "BlockRule",
     "Neuron",
+    "PerStep",
     "Repeat",
     "Rule",
     "bptt",
