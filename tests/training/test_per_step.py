@@ -23,11 +23,14 @@ PER_STEP = {"encode_target": encoders.per_step}
 
 
 def samples():
-    """Sequences `[N, T, 6]` of different lengths, and which of three numbers is largest at each step."""
+    """Sequences `[N, T, 6]` of different lengths, and which of three numbers is largest at each step.
+
+    After the end of a sequence some labels could be right and some are none.
+    """
     rng = np.random.default_rng(0)
     x, lengths = rng.normal(size=(N, T, 6)).astype(np.float32), np.array([4, 1, 2, 1, 3, 0, 0, 0])
     weight = np.asarray(losses.length_weights(jnp.asarray(lengths), T)).T * rng.uniform(0.5, 2, (N, 1))
-    y = np.where(weight == 0, -1, x[..., :3].argmax(-1))
+    y = np.where((weight == 0) & (np.arange(N) < 4)[:, None], -1, x[..., :3].argmax(-1))
     return x, {"y": y, "weight": weight.astype(np.float32)}
 
 
@@ -81,7 +84,9 @@ def test_evaluation_is_over_the_steps_that_count(weights):
     batches[-1]["x"][2] = np.nan
     assert batches[-1]["mask"].tolist() == [1, 1, 0]
     found = training.evaluate_all(evaluate, start(), batches)
-    right, counts = (outputs().argmax(-1) == labels) & (weight != 0), weight != 0
+    right, counts = outputs().argmax(-1) == labels, weight != 0
+    assert (right & ~counts).any() == weights
+    right &= counts
     assert found["accuracy"] == pytest.approx(right.sum() / counts.sum()) and right.any()
     asked = counts.sum(0)
     expected = np.where(asked > 0, right.sum(0) / np.maximum(asked, 1), np.nan)
