@@ -6,7 +6,7 @@ built on Flax Linen is in `sltt_jax.functional`, `sltt_jax.layers` and `sltt_jax
 """
 
 from sltt_jax import losses, surrogate
-from sltt_jax.blocks import Repeat, run
+from sltt_jax.blocks import PerStep, Repeat, run
 from sltt_jax.cell_blocks import over_time, recurrent
 from sltt_jax.cells import alif, alif_step, li, li_step, synaptic, synaptic_step
 from sltt_jax.neurons import Neuron, lif, lif_step
@@ -19,6 +19,7 @@ __all__ = [
     "Aux",
     "BlockRule",
     "Neuron",
+    "PerStep",
     "Repeat",
     "Rule",
     "alif",

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sltt_jax.blocks import Apply, PyTree, at_least_float32, first_step, scan_blocks, time_steps
+from sltt_jax.blocks import Apply, PerStep, PyTree, at_least_float32, first_step, scan_blocks, time_steps
 from sltt_jax.spelling import spell
 from sltt_jax.varying import vary_like
 
@@ -50,14 +50,15 @@ class Rule(abc.ABC):
             `state` is a pytree of all that flows from step to step. Called with `temporal_gradient=False` it
             must cut the gradient that enters through the state (`lax.stop_gradient` on the membranes of the
             step before), also between the steps of one block.
-          step_loss: `step_loss(outputs, target) -> scalar` of one step; its outputs are `[B, ...]`.
+          step_loss: `step_loss(outputs, target) -> scalar` of one step; its outputs are `[B, ...]`, and so
+            are the arrays of a target of that step alone.
 
         Returns:
           `f(params, state, inputs, target, key=None) -> ((loss, Aux), grads)`, a pure function, to be
-          compiled: `inputs` is a pytree of arrays `[T, B, ...]` or `Repeat(x, T)`, `target` the same for all
-          steps, `key` draws the steps of `sltt_k` and is not used by the other rules; `loss` is the mean over
-          the steps, and `grads` has the structure of `params`. All sums are at least float32, and so is what
-          is returned of them.
+          compiled: `inputs` is a pytree of arrays `[T, B, ...]` or `Repeat(x, T)`, `target` a pytree that is
+          the same for all steps or `PerStep(target)` of arrays `[T, B, ...]`, `key` draws the steps of
+          `sltt_k` and is not used by the other rules; `loss` is the mean over the steps, and `grads` has the
+          structure of `params`. All sums are at least float32, and so is what is returned of them.
 
           To be differentiated once more, to the inputs say, it takes `sltt` or `sltt_k`. Under `bptt` and
           `tbptt` spikes are constants then with jax 0.10, whose `lax.scan` loses their surrogate derivative
@@ -65,7 +66,8 @@ class Rule(abc.ABC):
 
         Raises:
           ValueError: (when `f` is called) the inputs have no time axis or disagree about its length, `chunk`,
-            `window` or `k` is more than T, a key is missing, or `step_loss` does not return a scalar.
+            `window` or `k` is more than T, a key is missing, `step_loss` does not return a scalar, `PerStep`
+            holds another number of steps, or a target that is not `PerStep` has a time axis.
         """
 
     def backward_share(self, T: int) -> float:
@@ -98,14 +100,58 @@ def first_state(apply, params, state, inputs):
 
 
 def check_target(target: PyTree, outputs: PyTree, T: int):
-    """Raises a ValueError for a target with a time axis, which would be broadcast against every step."""
-    shapes = {(T, *o.shape) for o in jax.tree.leaves(outputs)}
-    for leaf in jax.tree.leaves(target):
-        if jnp.shape(leaf) in shapes:
-            raise ValueError(
-                f"the target {jnp.shape(leaf)} has a time axis, but one target serves all T={T} steps; "
-                "step_loss is given outputs and target of one step"
-            )
+    """Raises a ValueError for a target whose time axis is not that of the inputs, or not said to be one.
+
+    A time axis of a plain target would be broadcast against every step.
+
+    Args:
+      target: plain, or `PerStep` of all steps.
+      outputs: of one step, `[B, ...]`.
+      T: time steps of the inputs.
+    """
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(target)]
+    if isinstance(target, PerStep):
+        for shape in shapes:
+            if shape[:1] != (T,):
+                steps = f"{shape[0]} time steps" if shape else "no time axis"
+                raise ValueError(
+                    f"PerStep holds arrays [T, B, ...], but {shape} has {steps} and the inputs T={T}"
+                )
+        return
+    for shape in shapes:
+        for o in jax.tree.leaves(outputs):
+            if len(shape) == o.ndim + 1 and shape[:2] == (T, *o.shape[:1]):
+                raise ValueError(
+                    f"the target {shape} has a time axis, but a plain target serves all T={T} steps; "
+                    "PerStep(target) is one of each step"
+                )
+
+
+def scan_targets(step, carry, inputs, target, size, *per_step):
+    """Runs `scan_blocks` with the target of each block: `step(carry, (xs, target, *per_step))`.
+
+    A plain target is the same for all blocks, and of `PerStep` each gets its own steps.
+    """
+    if isinstance(target, PerStep):
+        return scan_blocks(step, carry, inputs, size, target, *per_step)
+    with_target = lambda carry, block: step(carry, (block[0], target, *block[1:]))
+    return scan_blocks(with_target, carry, inputs, size, *per_step)
+
+
+def over_steps(f: Callable, outputs: PyTree, target: PyTree) -> Any:
+    """Maps `f(outputs, target)` of one step over the outputs of C steps and their target.
+
+    Args:
+      f: of one step, as `step_loss`.
+      outputs: `[C, B, ...]`.
+      target: plain, or `PerStep` of the C steps.
+
+    Returns:
+      `[C, ...]`.
+    """
+    if isinstance(target, PerStep):
+        return jax.vmap(f)(outputs, target.target)
+    return jax.vmap(f, (0, None))(outputs, target)
 
 
 def forward_of(apply, step_loss, temporal_gradient):
@@ -113,7 +159,7 @@ def forward_of(apply, step_loss, temporal_gradient):
 
     def forward(params, target, state, total, xs):
         outputs, state = apply(params, state, xs, temporal_gradient=temporal_gradient)
-        losses = at_least_float32(jax.vmap(step_loss, (0, None))(outputs, target))
+        losses = at_least_float32(over_steps(step_loss, outputs, target))
         if losses.ndim != 1:
             raise ValueError(f"step_loss must return a scalar for one step, got shape {losses.shape[1:]}")
         return (state, _add_steps(total, outputs)), losses
@@ -173,7 +219,8 @@ class BlockRule(Rule):
     def block(self, apply: Apply, step_loss: StepLoss) -> Callable:
         """Builds `block(params, target, carry, xs, backward=None) -> (carry, losses [C])`.
 
-        `backward` holds the entries of `Plan.backward` for the C steps of the block, `[C]`.
+        `target` is that of all steps, or `PerStep` of the C steps of the block; `backward` holds the entries
+        of `Plan.backward` for them, `[C]`.
         """
 
     def start(self, apply: Apply, params: PyTree, state: PyTree, inputs: PyTree) -> Carry:
@@ -194,13 +241,13 @@ class BlockRule(Rule):
             T = time_steps(inputs)
             plan, start = self.plan(T, key), self.start(apply, params, state, inputs)
             check_target(target, start.outputs, T)
-            carry, losses = scan_blocks(
-                lambda carry, block_and_plan: block(params, target, carry, *block_and_plan),
-                start,
-                inputs,
-                self.block_steps,
-                *(() if plan.backward is None else (plan.backward,)),
-            )
+
+            def step(carry, parts):
+                xs, target, *backward = parts
+                return block(params, target, carry, xs, *backward)
+
+            backward = () if plan.backward is None else (plan.backward,)
+            carry, losses = scan_targets(step, start, inputs, target, self.block_steps, *backward)
             return self.finish(carry, losses, plan.scale)
 
         return f

@@ -37,6 +37,18 @@ class Repeat:
     T: int = dataclasses.field(metadata={"static": True})
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PerStep:
+    """Target of each step by itself: `target` is a pytree of arrays `[T, B, ...]`.
+
+    `step_loss` sees one step of it, `[B, ...]`. What is the same at all steps and belongs to it goes in with
+    `jnp.broadcast_to(a, (T, *a.shape))`.
+    """
+
+    target: PyTree
+
+
 def at_least_float32(x: jax.Array) -> jax.Array:
     """Casts half precision, integers and booleans to float32: for sums, which those would round or wrap."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -79,7 +91,7 @@ def scan_blocks(step: Callable, carry: PyTree, inputs: PyTree, size: int, *per_s
       carry: what goes from block to block.
       inputs: `[T, B, ...]` or `Repeat`.
       size: steps a block, 1..T.
-      *per_step: further arrays `[T, ...]`.
+      *per_step: further pytrees of arrays `[T, ...]`.
 
     Returns:
       The carry after the last block, and what the blocks returned, `[T, ...]`.

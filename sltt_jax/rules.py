@@ -4,7 +4,7 @@ A rule knows nothing of neurons or layers. It takes a network as a pure function
 consecutive time steps, and the loss of one step, which it averages over the T steps:
 
     outputs, state = apply(params, state, xs, temporal_gradient=...)        # xs, outputs: [C, B, ...]
-    loss = step_loss(outputs[t], target)                                    # a scalar
+    loss = step_loss(outputs[t], target)                  # a scalar; target[t] where it is PerStep(target)
 
     (loss, aux), grads = sltt().value_and_grad(apply, step_loss)(params, state, inputs, target, key)
 
@@ -29,8 +29,9 @@ from sltt_jax.block_rule import (
     check_target,
     first_state,
     forward_of,
+    scan_targets,
 )
-from sltt_jax.blocks import at_least_float32, check_at_least_one, check_at_most_T, scan_blocks, time_steps
+from sltt_jax.blocks import at_least_float32, check_at_least_one, check_at_most_T, time_steps
 from sltt_jax.spelling import parse
 
 __all__ = [
@@ -81,11 +82,12 @@ class bptt(Rule):
             def loss(sums):
                 # Cast within the step, so that the gradients of the steps are summed in the type of `sums`.
                 def step(carry, block):
+                    xs, target = block
                     cast = jax.tree.map(lambda p, like: p.astype(jnp.result_type(like)), sums, params)
-                    return forward(cast, target, carry[0], carry[1], block[0])
+                    return forward(cast, target, carry[0], carry[1], xs)
 
                 step = jax.checkpoint(step) if self.remat else step
-                (end, total), losses = scan_blocks(step, (state, outputs), inputs, self.chunk)
+                (end, total), losses = scan_targets(step, (state, outputs), inputs, target, self.chunk)
                 return losses.sum(), Aux(losses, total, end)
 
             sums = jax.tree.map(lambda p: at_least_float32(jnp.asarray(p)), params)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sltt_jax.block_rule import BlockRule, Rule, StepLoss, check_target
-from sltt_jax.blocks import Apply, time_steps
+from sltt_jax.blocks import Apply, PerStep, time_steps
 
 
 def stream(rule: Rule, apply: Apply, step_loss: StepLoss) -> Callable:
@@ -23,11 +23,13 @@ def stream(rule: Rule, apply: Apply, step_loss: StepLoss) -> Callable:
     Returns:
       `f(params, state, blocks, target, key=None, *, T) -> ((loss, aux), grads)`, as `rule.value_and_grad`.
       `blocks` yields pytrees of arrays `[C, B, ...]` with C the rule's `block_steps` (`chunk`, `window`, or 1
-      for `sltt_k`), except that the last holds the rest of the T steps. `aux.losses` is kept on the host.
+      for `sltt_k`), except that the last holds the rest of the T steps. `PerStep` holds the targets of all T
+      steps; where they are NumPy arrays, the device is given those of a block at a time. `aux.losses` is kept
+      on the host.
 
     Raises:
       ValueError: the rule is no `BlockRule` (`bptt` needs all steps at once); and, when `f` is called: the
-        blocks have another length, or do not add up to T.
+        blocks have another length or do not add up to T, or the target is not one of T steps.
     """
     if not isinstance(rule, BlockRule):
         raise ValueError(f"{rule} needs all time steps at once and cannot stream; use tbptt(window) or sltt")
@@ -47,7 +49,8 @@ def stream(rule: Rule, apply: Apply, step_loss: StepLoss) -> Callable:
                 # A copy, since the loop donates its carry and the caller keeps the state.
                 carry = jax.tree.map(jnp.copy, rule.start(apply, params, state, xs))
                 check_target(target, carry.outputs, T)
-            carry, loss = step(params, target, carry, xs, *(m[seen : seen + steps] for m in masks))
+            here = slice(seen, seen + steps)
+            carry, loss = step(params, _of_steps(target, here), carry, xs, *(m[here] for m in masks))
             if losses:  # of the block before, so that the device is never waited for
                 losses[-1] = np.array(losses[-1])  # a copy: a view would keep what the device has of it
             losses.append(loss)
@@ -57,3 +60,7 @@ def stream(rule: Rule, apply: Apply, step_loss: StepLoss) -> Callable:
         return rule.finish(carry, np.concatenate(losses), plan.scale)
 
     return f
+
+
+def _of_steps(target, steps: slice):
+    return jax.tree.map(lambda a: a[steps], target) if isinstance(target, PerStep) else target

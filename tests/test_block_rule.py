@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sltt_jax import BlockRule, sltt
+from sltt_jax import BlockRule, PerStep, sltt
 from sltt_jax.block_rule import Plan, block_forward, block_gradient
 from sltt_jax.blocks import check_at_most_T, run
 from sltt_jax.streaming import stream
@@ -97,6 +97,24 @@ def test_it_is_its_definition_and_can_stream(name, rule, weights):
     blocks = (np.asarray(n.inputs[t : t + rule.block_steps]) for t in range(0, T, rule.block_steps))
     streamed = stream(rule, n.apply, n.step_loss)(n.params, n.state, blocks, n.target, T=T)
     assert_close(streamed, ((loss, aux), grads), 1e-12)
+
+
+@pytest.mark.parametrize(("rule", "weights"), [RULES[0], RULES[2]], ids=["every_other", "fading"])
+def test_it_takes_a_target_of_each_step_without_a_word_of_its_own(rule, weights):
+    n = net("two_matrices")
+    y = PerStep(np.random.default_rng(2).uniform(size=(T, *n.target.shape)))
+
+    @jax.jit
+    @jax.grad
+    def definition(params):
+        outputs, _ = run(n.apply, params, n.state, n.inputs, temporal_gradient=False)
+        return weights @ jax.vmap(n.step_loss)(outputs, y.target)
+
+    found = program("two_matrices", rule)(n.params, n.state, n.inputs, y)
+    assert_close(found[1], definition(n.params))
+    blocks = (np.asarray(n.inputs[t : t + rule.block_steps]) for t in range(0, T, rule.block_steps))
+    streamed = stream(rule, n.apply, n.step_loss)(n.params, n.state, blocks, y, T=T)
+    assert_close(streamed, found, 1e-12)
 
 
 def test_its_name_its_share_and_what_it_refuses():

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from sltt_jax.analysis.flop_count import flops
-from sltt_jax.blocks import Apply, PyTree, Repeat, check_at_least_one, run, time_steps
+from sltt_jax.blocks import Apply, PerStep, PyTree, Repeat, check_at_least_one, run, time_steps
 from sltt_jax.rules import Rule, StepLoss
 
 
@@ -100,7 +100,7 @@ def cost(
       apply, step_loss: as for the rule.
       rule: the rule.
       params, state, inputs, target: arguments of the rule's function, of which only shapes and types matter:
-        inputs `[T, B, ...]` or `Repeat(x, T)`.
+        inputs `[T, B, ...]` or `Repeat(x, T)`, and a target that may be `PerStep`.
 
     Raises:
       ValueError: the rule does not go with the inputs.
@@ -174,7 +174,8 @@ def cost_over_time(
     """
     for steps in T:
         check_at_least_one("T", steps)
-    return {t: cost(apply, step_loss, rule, params, state, with_time_steps(inputs, t), target) for t in T}
+    of = lambda t: cost(apply, step_loss, rule, params, state, *with_time_steps(inputs, target, t))
+    return {t: of(t) for t in T}
 
 
 def growth(costs: Mapping[int, Cost]) -> dict[str, float]:
@@ -192,10 +193,12 @@ def growth(costs: Mapping[int, Cost]) -> dict[str, float]:
     return {k: (getattr(costs[high], k) - getattr(costs[low], k)) / (high - low) for k in kinds}
 
 
-def with_time_steps(inputs: PyTree, T: int) -> PyTree:
-    """Returns the shapes of the same inputs over T steps."""
+def with_time_steps(inputs: PyTree, target: PyTree, T: int) -> tuple[PyTree, PyTree]:
+    """Returns the shapes of the same inputs over T steps, and the target: of `PerStep` its shapes."""
     abstract = lambda shape, x: jax.ShapeDtypeStruct(shape, x.dtype)
+    over_time = lambda tree: jax.tree.map(lambda x: abstract((T, *x.shape[1:]), x), tree)
+    target = over_time(target) if isinstance(target, PerStep) else target
     if isinstance(inputs, Repeat):
-        return Repeat(jax.tree.map(lambda x: abstract(x.shape, x), inputs.x), T)
+        return Repeat(jax.tree.map(lambda x: abstract(x.shape, x), inputs.x), T), target
     time_steps(inputs)
-    return jax.tree.map(lambda x: abstract((T, *x.shape[1:]), x), inputs)
+    return over_time(inputs), target

@@ -110,8 +110,8 @@ def assert_memory_flat(
     def temporaries(rule):
         found = {}
         for t in sorted(set(T)):
-            at_t = with_time_steps(inputs, t)
-            traced = trace_gradient(apply, step_loss, rule, params, state, at_t, target)
+            at_t = with_time_steps(inputs, target, t)
+            traced = trace_gradient(apply, step_loss, rule, params, state, *at_t)
             found[t] = temp_bytes(traced.lower().compile())
         return found
 

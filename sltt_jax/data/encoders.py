@@ -1,17 +1,24 @@
-"""Encoders make a network's inputs of a batch, on the device: augmented, normalised, with a time axis."""
+"""Encoders make a network's inputs of a batch, on the device: augmented, normalised, with a time axis.
+
+Batches have their samples first, so that they can be shared by devices; inputs and targets of a network have
+time first.
+"""
 
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
-from sltt_jax.blocks import Repeat
+from sltt_jax.blocks import PerStep, PyTree, Repeat
 from sltt_jax.data import augment
 
 Augmentation = Callable[[jax.Array, jax.Array], jax.Array]
 
 # `encode(x [B, ...], key) -> inputs`, as the rules take them; a key of None leaves out what is random.
 Encoder = Callable[[jax.Array, jax.Array | None], jax.Array | Repeat]
+
+# `encode_target(y [B, ...]) -> target`, as the rules take it.
+TargetEncoder = Callable[[PyTree], PyTree]
 
 
 def direct(
@@ -59,6 +66,11 @@ def event_frames(*, augmentation: Augmentation | None = None, scale: float | Non
         return x if scale is None else scale * x.astype(jnp.float32)
 
     return encode
+
+
+def per_step(y: PyTree) -> PerStep:
+    """Encodes the targets of every step, a pytree of arrays `[B, T, ...]`, as `PerStep` of `[T, B, ...]`."""
+    return PerStep(jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), y))
 
 
 def flat(encode: Encoder) -> Encoder:

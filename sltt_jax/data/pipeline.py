@@ -8,12 +8,14 @@ from typing import Any, Protocol, TypedDict
 import jax
 import numpy as np
 
+from sltt_jax.blocks import PyTree
+
 
 class Batch(TypedDict):
-    """Samples: `x`, inputs `[B, ...]`, and `y`, class numbers `[B]`."""
+    """Samples: `x`, inputs `[B, ...]`, and `y`, class numbers `[B]` or a pytree of arrays `[B, ...]`."""
 
     x: np.ndarray
-    y: np.ndarray
+    y: PyTree
 
 
 class Batches(Protocol):
@@ -49,7 +51,7 @@ class ArrayBatches:
     each takes its part of every batch.
 
     Args:
-      x, y: inputs `[N, ...]` and labels `[N]`.
+      x, y: inputs `[N, ...]`, and labels `[N]` or a pytree of arrays `[N, ...]`.
       batch_size: samples of one batch over all processes, 1..N.
       seed: of the order.
       process, processes: the part of this process, 0..processes-1; `processes` must divide `batch_size`.
@@ -61,7 +63,7 @@ class ArrayBatches:
     def __init__(
         self,
         x: np.ndarray,
-        y: np.ndarray,
+        y: PyTree,
         batch_size: int,
         *,
         seed: int,
@@ -85,7 +87,7 @@ class ArrayBatches:
             self._start(self._epoch + 1, 0)
         chosen = self._order[self._next * self._batch_size :][: self._batch_size][self._part]
         self._next += 1
-        return {"x": self._x[chosen], "y": self._y[chosen]}
+        return {"x": self._x[chosen], "y": jax.tree.map(lambda a: a[chosen], self._y)}
 
     def _start(self, epoch, batch):
         self._epoch, self._next = epoch, batch
@@ -109,21 +111,22 @@ def check_position(state: dict[str, int], of: dict[str, int], *, last: float = m
 
 
 def padded_batches(
-    x: np.ndarray, y: np.ndarray, batch_size: int, *, process: int = 0, processes: int = 1
-) -> Iterator[dict[str, np.ndarray]]:
+    x: np.ndarray, y: PyTree, batch_size: int, *, process: int = 0, processes: int = 1
+) -> Iterator[dict[str, PyTree]]:
     """Yields all samples in order, once each; the last batch is filled up, `mask` `[B]` tells which count.
 
     Args:
-      x, y: inputs `[N, ...]` and labels `[N]`.
+      x, y: inputs `[N, ...]`, and labels `[N]` or a pytree of arrays `[N, ...]`.
       batch_size: samples of one batch over all processes.
       process, processes: the part of this process, `[B / processes, ...]` of every batch.
     """
     part = _part(batch_size, process, processes)
     for start in range(0, len(x), batch_size):
-        xs, ys = x[start : start + batch_size][part], y[start : start + batch_size][part]
-        missing = batch_size // processes - len(xs)
+        batch = {"x": x, "y": y, "mask": np.ones(len(x), np.float32)}
+        batch = jax.tree.map(lambda a: a[start : start + batch_size][part], batch)  # noqa: B023
+        missing = batch_size // processes - len(batch["mask"])
         pad = lambda a: np.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1))  # noqa: B023
-        yield {"x": pad(xs), "y": pad(ys), "mask": pad(np.ones(len(xs), np.float32))}
+        yield jax.tree.map(pad, batch)
 
 
 def _part(batch_size, process, processes):

@@ -13,6 +13,7 @@ from sltt_jax.training.parallel import (
     local_devices,
     parallel,
     replicate,
+    samples_of,
     split,
 )
 from sltt_jax.training.processes import differing, join, leave, on_first, same_everywhere, together
@@ -57,6 +58,7 @@ __all__ = [
     "read_metrics",
     "replicate",
     "same_everywhere",
+    "samples_of",
     "sha256",
     "split",
     "together",

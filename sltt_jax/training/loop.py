@@ -18,7 +18,7 @@ from sltt_jax.blocks import PyTree
 from sltt_jax.data.pipeline import Batches
 from sltt_jax.training.checkpoints import CHECKPOINTS, Checkpoints
 from sltt_jax.training.metrics import METRICS_FILE, append_metrics, rewrite_metrics
-from sltt_jax.training.parallel import check_replicated
+from sltt_jax.training.parallel import check_replicated, samples_of
 from sltt_jax.training.processes import on_first
 from sltt_jax.training.steps import Evaluation, TrainState
 from sltt_jax.training.stopping import Stopped, StopRequests
@@ -32,30 +32,40 @@ def evaluate_all(
     Args:
       evaluate: from `make_evaluate`, compiled.
       state: parameters and batch statistics.
-      batches: `{"x": [B, ...], "y": [B], "mask": [B]}`, from `padded_batches`.
+      batches: `{"x": [B, ...], "y": [B], "mask": [B]}`, as `evaluate` takes them, from `padded_batches`.
 
     Returns:
       `loss`, `accuracy` (argmax of the sum of outputs over all T steps), `accuracy_per_step` (of the sum over
-      the first t, t = 1..T) and `firing_rates` (spikes per neuron and step, for every layer).
+      the first t, t = 1..T) and `firing_rates` (spikes per neuron and step, for every layer). Where there are
+      weights, the loss is weighted with them. Of `PerStep` targets the accuracy is that of the argmax at each
+      step, over all samples and steps that count, and NaN at a step where none does.
 
     Raises:
-      ValueError: there is no sample.
+      ValueError: there is no sample, or all have a weight of 0.
     """
     total = None
     for batch in batches:
         part = jax.device_get(evaluate(state.params, state.variables, batch))
         total = part if total is None else jax.tree.map(np.add, total, part)
-    if total is None or not total.samples:
-        raise ValueError("there is no sample to evaluate")
-    n, accuracy = float(total.samples), {}
-    if total.correct is not None:
-        per_step = [float(c) / n for c in total.correct]
-        accuracy = {"accuracy": per_step[-1], "accuracy_per_step": per_step}
+    weight = 0.0 if total is None else total.samples if total.weight is None else total.weight
+    if total is None or not weight:
+        raise ValueError("there is no sample to evaluate, or all have a weight of 0")
+    n = float(total.samples)
     return {
-        "loss": float(total.loss) / n,
-        **accuracy,
+        "loss": float(total.loss) / float(weight),
+        **_accuracies(total),
         "firing_rates": {name: float(np.mean(r)) / n for name, r in total.firing_rates.items()},
     }
+
+
+def _accuracies(total):
+    if total.correct is None:
+        return {}
+    per_step = total.answers is not None
+    correct, answers = np.float64(total.correct), np.float64(total.answers if per_step else total.samples)
+    of_steps = np.divide(correct, answers, out=np.full_like(correct, math.nan), where=answers > 0)
+    accuracy = correct.sum() / answers.sum() if per_step else of_steps[-1]
+    return {"accuracy": float(accuracy), "accuracy_per_step": of_steps.tolist()}
 
 
 def train_epochs(
@@ -149,7 +159,7 @@ def train_epochs(
                 epoch.data_seconds += time.perf_counter() - began
                 state, metrics = update(state, batch)
                 epoch.updates += 1
-                epoch.samples += batch["y"].size * jax.process_count()
+                epoch.samples += samples_of(batch) * jax.process_count()
                 # One update behind, so that the device never waits for the host.
                 if before is not None:
                     epoch.add(before, epoch.updates - 1, workdir)

@@ -6,6 +6,7 @@ all-reduce follows after the last step; under `jit` with sharded arrays the comp
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -48,6 +49,14 @@ def split(batch: PyTree, devices: Devices) -> PyTree:
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
     parts = jax.tree.map(lambda a: a.reshape(len(devices), -1, *a.shape[1:]), batch)
     return jax.device_put(parts, sharding)
+
+
+def samples_of(batch: PyTree) -> int:
+    """Counts the samples of a batch `[B, ...]`, also of what `split` has made of it."""
+    x = jax.tree.leaves(batch)[0]
+    sharding = getattr(x, "sharding", None)
+    by_device = isinstance(sharding, jax.sharding.NamedSharding) and sharding.mesh.axis_names == (AXIS,)
+    return math.prod(x.shape[: 1 + by_device])
 
 
 def replicate(tree: PyTree, devices: Devices) -> PyTree:

@@ -15,7 +15,7 @@ from sltt_jax.blocks import Repeat
 from sltt_jax.layers import LIF, Dense, StepBatchNorm
 from sltt_jax.models import MLP
 from sltt_jax.neurons import Neuron
-from sltt_jax.rules import bptt, sltt, sltt_k
+from sltt_jax.rules import sltt
 
 T, NEURON = 3, Neuron(tau=1.5)
 X = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
@@ -121,16 +121,6 @@ def test_targets_that_are_no_class_numbers_have_no_accuracy(loss, y):
     batches = [{"x": X, "y": y, "mask": np.ones(6)}]
     found = training.evaluate_all(evaluate, state, batches)
     assert set(found) == {"loss", "firing_rates"} and found["loss"] == pytest.approx(float(metrics.loss))
-
-
-@pytest.mark.parametrize("rule", [sltt(), sltt(2), sltt_k(1, draw="last"), bptt()], ids=str)
-def test_a_target_with_a_time_axis(rule):
-    apply = lambda params, state, xs, *, temporal_gradient: (xs * params, state)
-    f = rule.value_and_grad(apply, lambda o, y: jnp.mean((o - y) ** 2))
-    with pytest.raises(
-        ValueError, match=r"the target \(4, 2, 3\) has a time axis, but one target serves all T=4"
-    ):
-        f(jnp.ones(3), (), jnp.ones((4, 2, 3)), jnp.ones((4, 2, 3)))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int64])
