@@ -66,7 +66,9 @@ def main(run: Training):
 def report(summary: dict, run: Run) -> str:
     """Writes what a person wants to read at the end of a run."""
     rates = ", ".join(f"{name} {rate:.3f}" for name, rate in summary["firing_rates"].items())
-    per_step = " ".join(f"{a:.4f}" for a in summary["test_accuracy_per_step"])
+    per_step = summary["test_accuracy_per_step"]
+    few = per_step if len(per_step) <= 30 else [*per_step[:5], "...", *per_step[-5:]]
+    per_step = " ".join(f"{a:.4f}" if isinstance(a, float) else a or "-" for a in few)
     chosen = {
         "last": "last epoch",
         "validation": f"epoch {summary['selected_epoch']}, best on the validation samples",

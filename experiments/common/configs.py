@@ -1,6 +1,7 @@
 """The settings of an experiment, and the presets that can be named on the command line."""
 
 import dataclasses
+import math
 from dataclasses import InitVar
 from typing import Literal, TypeVar
 
@@ -14,6 +15,7 @@ from sltt_jax import models, surrogate
 from sltt_jax.neurons import Neuron
 
 SMALL = {"mlp": models.MLP, "convnet": models.ConvNet}
+RECURRENT = "recurrent"
 RESNETS = {"resnet18": models.ResNet18, "resnet34": models.ResNet34}
 VGGS = {"vgg11": models.VGG11, "vgg13": models.VGG13, "vgg16": models.VGG16, "vgg19": models.VGG19}
 NF_RESNETS = {
@@ -23,7 +25,7 @@ NF_RESNETS = {
 }
 
 Model = Literal[
-    "mlp", "convnet", "resnet18", "resnet34", "vgg11", "vgg13", "vgg16", "vgg19",
+    "mlp", "convnet", "recurrent", "resnet18", "resnet34", "vgg11", "vgg13", "vgg16", "vgg19",
     "nf_resnet34", "nf_resnet50", "nf_resnet101",
 ]  # fmt: skip
 
@@ -40,7 +42,11 @@ class Config:
       validation: share of the training samples that is kept from training, to select an epoch by.
       preprocessing: of the frames of dvs_cifar10, "paper" as its authors trained on, see cameras.py.
       model: the network.
-      features: units or channels of the hidden layers, of mlp and convnet.
+      features: units or channels of the hidden layers, of mlp, convnet and recurrent.
+      cell: of recurrent, whose time constants are all learned.
+      lateral: recurrent has lateral weights.
+      tau_a: first time constant of the adaptation of alif, in steps.
+      tau_readout: first time constant of the leaky readout of recurrent, in steps.
       width: multiplies the channels of the other networks.
       rule: training rule, as `str` spells it: "sltt(6)", "sltt_k(2, draw=first)", "bptt(remat=True)",
         "tbptt(4)"; or its kind alone, which takes its numbers from the flags below.
@@ -64,7 +70,7 @@ class Config:
       optimizer: "sgd" (coupled weight decay, momentum) or "adamw".
       lr: learning rate of the first epoch; a cosine takes it to 0.
       momentum: of sgd.
-      weight_decay: on all parameters.
+      weight_decay: on all parameters but learned time constants.
       precision: of convolutions and matrix products; all else is float32.
       sync_batch_stats: batch statistics over all devices, in place of each its own.
       select: what the reported test accuracy is of: the last epoch, the best on the validation samples or, as
@@ -80,6 +86,10 @@ class Config:
     preprocessing: Literal["counts", "paper"] = "counts"
     model: Model = "convnet"
     features: tuple[int, ...] = (32, 64)
+    cell: Literal["lif", "alif", "synaptic"] = "alif"
+    lateral: bool = True
+    tau_a: float = 100.0
+    tau_readout: float = 20.0
     width: float = 1.0
     rule: str = "sltt"
     T: int = 6
@@ -120,6 +130,12 @@ class Config:
         if not self.lr > 0:
             raise ValueError(f"lr must be > 0, got {self.lr}")
         make_neuron(self)
+        if self.model == RECURRENT:  # else nothing reads them
+            for name in ("tau", "tau_a", "tau_readout"):
+                if not 1 < getattr(self, name) < math.inf:
+                    raise ValueError(
+                        f"{name} is learned and must be > 1 and finite, got {getattr(self, name)}"
+                    )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in 0..1, got {self.dropout}")
         flags = {"k": k, "draw": draw, "scale": scale, "window": window, "chunk": chunk}
@@ -131,7 +147,7 @@ class Config:
             raise ValueError("select=validation needs a share of the training samples: --validation 0.1")
         if self.preprocessing == "paper" and self.data != "dvs_cifar10":
             raise ValueError(f"preprocessing=paper is for dvs_cifar10, got {self.data!r}")
-        if self.sync_batch_stats and self.model in ("mlp", *NF_RESNETS):
+        if self.sync_batch_stats and self.model in ("mlp", RECURRENT, *NF_RESNETS):
             raise ValueError(f"{self.model} has no batch statistics to synchronise")
         if self.model in NF_RESNETS and self.dropout:
             raise ValueError(f"{self.model} has no dropout, got {self.dropout}")
@@ -181,6 +197,51 @@ def nmnist() -> Config:
         "nmnist", "nmnist", features=(32, 64, 128), T=10, epochs=20, batch_size=50,
         dropout=0.1, lr=0.05, weight_decay=5e-4, mse_weight=0.05,
     )  # fmt: skip
+
+
+def qtdb() -> Config:
+    """Parts of heart beats in electrocardiograms, a label at each of 1,301 steps; adaptive recurrent neurons.
+
+    python experiments/train.py qtdb --rule sltt --chunk 20
+    """
+    return Config(
+        "qtdb", "qtdb", model="recurrent", features=(36,), T=1301, tau=20.0, epochs=60, batch_size=64,
+        optimizer="adamw", lr=1e-2,
+    )  # fmt: skip
+
+
+def psmnist() -> Config:
+    """MNIST, a pixel a step, in an order that was drawn once; adaptive recurrent neurons.
+
+    python experiments/train.py psmnist --rule "tbptt(28)"
+    """
+    return dataclasses.replace(
+        qtdb(), preset="psmnist", data="psmnist", features=(128,), T=784, epochs=20, batch_size=128
+    )
+
+
+def fsdd() -> Config:
+    """Spoken digits as level crossings of a filter bank; adaptive recurrent neurons.
+
+    python experiments/train.py fsdd --rule sltt
+    """
+    return dataclasses.replace(qtdb(), preset="fsdd", data="fsdd", features=(128,), T=50, epochs=30)
+
+
+def shd() -> Config:
+    """Spiking Heidelberg Digits; adaptive recurrent neurons.
+
+    python experiments/train.py shd --rule sltt
+    """
+    return dataclasses.replace(qtdb(), preset="shd", data="shd", features=(128,), T=100, epochs=50)
+
+
+def ssc() -> Config:
+    """Spiking Speech Commands; adaptive recurrent neurons.
+
+    python experiments/train.py ssc --rule sltt
+    """
+    return dataclasses.replace(shd(), preset="ssc", data="ssc", epochs=20)
 
 
 def cifar10() -> Config:
@@ -255,7 +316,8 @@ def imagenet_stage2() -> Config:
 DIGITS = digits, digits_mlp
 IMAGES = mnist, fashion_mnist, cifar10, cifar100, imagenet_stage1, imagenet_stage2
 EVENTS = nmnist, dvs_cifar10, dvs_gesture
-PRESETS = {preset.__name__: preset for preset in (*DIGITS, *IMAGES, *EVENTS)}
+SEQUENCES = qtdb, psmnist, fsdd, shd, ssc
+PRESETS = {preset.__name__: preset for preset in (*DIGITS, *IMAGES, *EVENTS, *SEQUENCES)}
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
@@ -287,6 +349,11 @@ def make_model(config: Config, classes: int, *, axis_name: str | None = None) ->
         common["axis_name"] = axis_name
     if config.model in SMALL:
         return SMALL[config.model](features=config.features, dropout=config.dropout, **common)
+    if config.model == RECURRENT:
+        return models.RecurrentNet(
+            features=config.features, cell=config.cell, recurrent=config.lateral, tau_a=config.tau_a,
+            tau_readout=config.tau_readout, dropout=config.dropout, **common,
+        )  # fmt: skip
     if config.model in NF_RESNETS:
         return NF_RESNETS[config.model](width=config.width, **common)
     return {**RESNETS, **VGGS}[config.model](width=config.width, dropout=config.dropout, **common)

@@ -9,10 +9,10 @@ from sltt_jax.blocks import PyTree, first_step
 
 
 def arguments(experiment: Experiment, learned: Learned, batch: PyTree) -> tuple[PyTree, ...]:
-    """Parameters, state at rest, inputs and labels: what a rule takes. Nothing in them is augmented."""
+    """Parameters, state at rest, inputs and targets: what a rule takes. Nothing in them is augmented."""
     inputs = experiment.data.encode(batch["x"], None)
     start = functional.at_rest(experiment.model, learned.variables, first_step(inputs))
-    return learned.params, start, inputs, batch["y"]
+    return learned.params, start, inputs, experiment.data.encode_target(batch["y"])
 
 
 def measure_activity(experiment: Experiment, learned: Learned, batch: PyTree, *, train: bool) -> Activity:

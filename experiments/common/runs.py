@@ -116,12 +116,15 @@ class Experiment(NamedTuple):
         """Makes the update, to be compiled; with `axis_name` its part on one device."""
         return training.make_update(
             self.model_on(axis_name), self.rule, self.step_loss, self.optimizer, self.data.encode,
-            axis_name=axis_name,
+            encode_target=self.data.encode_target, axis_name=axis_name,
         )  # fmt: skip
 
     def evaluate(self) -> Callable:
         """Makes the evaluation of a batch, compiled when it is called; its batches are made by `put`."""
-        make = partial(training.make_evaluate, self.model, self.step_loss, self.data.encode)
+        make = partial(
+            training.make_evaluate, self.model, self.step_loss, self.data.encode,
+            encode_target=self.data.encode_target,
+        )  # fmt: skip
         if not self.sharded:
             return jax.jit(make())
         return training.parallel(make(axis_name=training.AXIS), self.devices, arguments=2)
@@ -169,9 +172,10 @@ def _chosen_chunk(run, data, model, step_loss, devices):
     of_part = lambda a: jax.ShapeDtypeStruct((a.shape[0] // parts, *a.shape[1:]), a.dtype)
     batch, key = jax.tree.map(of_part, data.batch), jax.random.key(run.seed)
     inputs = jax.eval_shape(lambda x: data.encode(x, None), batch["x"])
+    target = jax.eval_shape(data.encode_target, batch["y"])
     params, state = jax.eval_shape(lambda xs: functional.init(model, key, first_step(xs)), inputs)
     apply = functional.applier(model, train=True, key=key)
-    return auto_chunk(apply, step_loss, params, state, inputs, batch["y"], gigabytes=run.gigabytes)
+    return auto_chunk(apply, step_loss, params, state, inputs, target, gigabytes=run.gigabytes)
 
 
 def presets(prefix: str = "", kind: type[AnyRun] = Run) -> dict[str, tuple[str, AnyRun]]:

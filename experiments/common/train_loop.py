@@ -143,9 +143,9 @@ def results(records: list[dict], run: Run) -> dict:
     return {
         "epochs": last["epoch"],
         "train_loss": last["train_loss"],
-        "train_accuracy": last["train_accuracy"],
         "select": run.select,
         "selected_epoch": selected["epoch"],
+        **{k: last[k] for k in ("train_accuracy",) if k in last},  # none where each step has a label
         **{k: selected[k] for k in ("validation_accuracy", "test_loss", "test_accuracy") if k in selected},
         "test_accuracy_per_step": selected["test_accuracy_per_step"],
         "last_test_accuracy": last["test_accuracy"],

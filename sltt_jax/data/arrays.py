@@ -1,6 +1,7 @@
 """Data sets that fit in memory, as checked arrays."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,8 @@ class ArrayData:
 
     Attributes:
       train_x, test_x: inputs, `[N, ...]`: floating point, or unsigned integers (pixels, event counts).
-      train_y, test_y: class numbers 0..classes-1, `[N]`, integers.
+      train_y, test_y: class numbers 0..classes-1, `[N]`, integers; or of every step, `{"y": [N, T], "weight":
+        [N, T]}`, where steps without a label have the weight 0.
       classes: number of classes.
 
     Raises:
@@ -21,14 +23,16 @@ class ArrayData:
     """
 
     train_x: np.ndarray
-    train_y: np.ndarray
+    train_y: Any
     test_x: np.ndarray
-    test_y: np.ndarray
+    test_y: Any
     classes: int
 
     def __post_init__(self):
         for split, x, y in (("train", self.train_x, self.train_y), ("test", self.test_x, self.test_y)):
-            if len(x) == 0 or y.shape != (len(x),):
+            if isinstance(y, dict):
+                y = _labels_of_steps(split, x, y)
+            elif len(x) == 0 or y.shape != (len(x),):
                 raise ValueError(
                     f"{split}: expected N >= 1 inputs and labels [N], got {x.shape} and {y.shape}"
                 )
@@ -41,11 +45,24 @@ class ArrayData:
                 raise ValueError(f"{split}: input {int(np.argwhere(~np.isfinite(x))[0, 0])} is not finite")
             if not np.issubdtype(y.dtype, np.integer):
                 raise ValueError(f"{split}: labels must be integers, got {y.dtype}")
-            wrong = np.flatnonzero((y < 0) | (y >= self.classes))
+            wrong = np.argwhere((y < 0) | (y >= self.classes))
             if len(wrong):
                 raise ValueError(
-                    f"{split}: label {y[wrong[0]]} of sample {wrong[0]} is outside 0..{self.classes - 1}"
+                    f"{split}: label {y[tuple(wrong[0])]} of sample {wrong[0][0]} is outside "
+                    f"0..{self.classes - 1}"
                 )
         one, other = ((x.shape[1:], x.dtype) for x in (self.train_x, self.test_x))
         if one != other:
             raise ValueError(f"train and test inputs differ in shape or type: {one}, {other}")
+
+
+def _labels_of_steps(split, x, y):
+    """Checks the labels and weights of every step, and returns the labels."""
+    shapes = {name: a.shape for name, a in y.items()}
+    if len(x) == 0 or shapes != dict.fromkeys(("y", "weight"), x.shape[:2]):
+        raise ValueError(
+            f"{split}: expected inputs [N, T, ...], y and weight [N, T], got {x.shape}, {shapes}"
+        )
+    if not (np.isfinite(y["weight"]).all() and (y["weight"] >= 0).all() and y["weight"].any()):
+        raise ValueError(f"{split}: weights must be finite numbers >= 0, some of them above 0")
+    return y["y"]

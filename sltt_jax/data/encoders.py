@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sltt_jax.blocks import PerStep, PyTree, Repeat
 from sltt_jax.data import augment
@@ -64,6 +65,34 @@ def event_frames(*, augmentation: Augmentation | None = None, scale: float | Non
             x = augmentation(key, x)
         x = jnp.moveaxis(x, 1, 0)
         return x if scale is None else scale * x.astype(jnp.float32)
+
+    return encode
+
+
+def pixel_sequence(T: int, pixels: int, *, seed: int = 0) -> Encoder:
+    """Encodes images as sequences: `pixels / T` pixels a step, in an order that is drawn once for all images.
+
+    With a pixel a step it is permuted sequential MNIST (Le et al. 2015).
+
+    Args:
+      T: time steps, a divisor of `pixels`.
+      pixels: of an image, `H * W * C`.
+      seed: of the order.
+
+    Returns:
+      The encoder of pixels `[B, H, W, C]` in 0..255 as `[T, B, pixels / T]` in 0..1.
+
+    Raises:
+      ValueError: T does not divide `pixels`.
+    """
+    if T < 1 or pixels % T:
+        raise ValueError(f"T must divide the {pixels} pixels of an image, got {T}")
+    order = np.random.default_rng(seed).permutation(pixels)
+
+    def encode(x, key):
+        del key
+        x = x.reshape(len(x), pixels)[:, order].reshape(len(x), T, -1)
+        return jnp.moveaxis(x, 1, 0).astype(jnp.float32) / 255
 
     return encode
 

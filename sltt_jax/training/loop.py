@@ -38,7 +38,7 @@ def evaluate_all(
       `loss`, `accuracy` (argmax of the sum of outputs over all T steps), `accuracy_per_step` (of the sum over
       the first t, t = 1..T) and `firing_rates` (spikes per neuron and step, for every layer). Where there are
       weights, the loss is weighted with them. Of `PerStep` targets the accuracy is that of the argmax at each
-      step, over all samples and steps that count, and NaN at a step where none does.
+      step, over all samples and steps that count, and None at a step where none does.
 
     Raises:
       ValueError: there is no sample, or all have a weight of 0.
@@ -62,10 +62,11 @@ def _accuracies(total):
     if total.correct is None:
         return {}
     per_step = total.answers is not None
-    correct, answers = np.float64(total.correct), np.float64(total.answers if per_step else total.samples)
-    of_steps = np.divide(correct, answers, out=np.full_like(correct, math.nan), where=answers > 0)
-    accuracy = correct.sum() / answers.sum() if per_step else of_steps[-1]
-    return {"accuracy": float(accuracy), "accuracy_per_step": of_steps.tolist()}
+    correct = np.asarray(total.correct, np.float64)
+    answers = np.broadcast_to(total.answers if per_step else total.samples, correct.shape)
+    of_steps = [float(c / n) if n else None for c, n in zip(correct, answers, strict=True)]
+    accuracy = float(correct.sum() / answers.sum()) if per_step else of_steps[-1]
+    return {"accuracy": accuracy, "accuracy_per_step": of_steps}
 
 
 def train_epochs(

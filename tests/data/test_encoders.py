@@ -50,3 +50,19 @@ def test_event_frames(compiled):
     chex.assert_type(scaled, jnp.float32)
     chex.assert_trees_all_equal(scaled, 0.5 * x.swapaxes(0, 1).astype(np.float32))
     chex.assert_shape(encoders.flat(encoders.event_frames())(x, None), (3, 4, 72))
+
+
+def test_pixels_in_turn():
+    """All pixels, each once, in the same order for all images."""
+    x = np.arange(32, dtype=np.uint8).reshape(2, 4, 4, 1)
+    one, four = (encoders.pixel_sequence(T, 16)(jnp.asarray(x), None) for T in (16, 4))
+    assert one.shape == (16, 2, 1) and four.shape == (4, 2, 4)
+    order = np.round(np.asarray(one)[:, 0, 0] * 255).astype(int)
+    assert sorted(order) == list(range(16)) and list(order) != list(range(16))
+    np.testing.assert_allclose(one[:, 1, 0], (order + 16) / 255, rtol=1e-6)
+    np.testing.assert_array_equal(four[:, 0].ravel(), one[:, 0].ravel())
+    other = encoders.pixel_sequence(16, 16, seed=1)(jnp.asarray(x), None)
+    assert not np.array_equal(other, one)
+    for wrong in (0, 3):
+        with pytest.raises(ValueError, match=f"T must divide the 16 pixels of an image, got {wrong}"):
+            encoders.pixel_sequence(wrong, 16)

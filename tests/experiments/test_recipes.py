@@ -9,7 +9,7 @@ from common import configs
 from common.runs import Run
 from common.workdirs import prepare
 
-from tests.common.scripts import call
+from tests.common.scripts import assert_picture, call
 
 # The authors' commands: net, T, k, epochs, batch, lr, weight decay, dropout, share and target of the MSE.
 RECIPES = {
@@ -20,6 +20,9 @@ RECIPES = {
     "imagenet_stage1": ("nf_resnet34", 1, 1, 100, 256, 0.1, 1e-5, 0.0, 0.0, "ones"),
     "imagenet_stage2": ("nf_resnet34", 6, 2, 30, 256, 0.001, 0.0, 0.0, 0.0, "ones"),
 }
+
+
+SEQUENCES = ("psmnist", 28), ("fsdd", 10), ("shd", 10), ("ssc", 10)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -60,3 +63,22 @@ def test_a_recipe_is_made_small_on_made_up_data(tmp_path):
     assert next(experiment.data.train)["x"].shape == (16, 32, 32, 3)
     state = jax.eval_shape(experiment.initial_state, jax.random.key(0))
     assert sum(p.size for p in jax.tree.leaves(state.params)) < 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("name", "T"), [("qtdb", 12), *(pytest.param(n, t, marks=pytest.mark.slow) for n, t in SEQUENCES)]
+)
+def test_sequences_on_made_up_data(name, T, monkeypatch, tmp_path, capsys):
+    few = ("--train-samples", 32, "--test-samples", 16, "--epochs", 1, "--T", T)
+    assert call(train, monkeypatch, name, "--reduced", "--made", *few, "--workdir", tmp_path) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["status"] == "finished" and len(summary["test_accuracy_per_step"]) == T
+    assert ("train_accuracy" in summary) == (name != "qtdb") and 0 <= summary["test_accuracy"] <= 1
+    assert summary["firing_rates"].keys() == {"ALIF_0"}
+    assert_picture(tmp_path / "curves.png")
+
+
+def test_time_constants_that_cannot_be_learned():
+    with pytest.raises(ValueError, match=r"tau_a is learned .* got 1\.0"):
+        Run.of("qtdb", tau_a=1.0)
+    assert Run.of("digits", tau=1.0).tau == 1.0

@@ -1,4 +1,4 @@
-"""Decodes HDF5 and AEDAT 4.0 in a process of its own, which a damaged file may hang, crash or fill.
+"""Decodes HDF5, AEDAT 4.0 and MATLAB files in a process of its own, which a damaged file may crash or fill.
 
 Libraries in C and Rust read these formats, and what they do with wrong bytes is not in our hands: their time
 and memory are. This file is both sides of it; as a script it imports nothing of this library, which takes
@@ -26,7 +26,7 @@ MEMORY_PER_BYTE = 64
 
 
 def decode(package: str, path: str | Path) -> dict[str, np.ndarray]:
-    """Reads a file with a package that may not come back: "h5py" (see `_spikes`) or "aedat" (`_camera`).
+    """Reads a file with a package that may not come back: "h5py" (see `_spikes`), "aedat" or "scipy".
 
     Raises:
       OSError: there is no such file, or it may not be read.
@@ -120,7 +120,19 @@ def _camera(path: str) -> dict[str, np.ndarray]:
     return {ours: events[name] for ours, name in (("t", "t"), ("x", "x"), ("y", "y"), ("p", "on"))}
 
 
-_READERS: dict[str, Callable[[str], dict[str, Any]]] = {"h5py": _spikes, "aedat": _camera}
+def _matlab(path: str) -> dict[str, np.ndarray]:
+    """Reads the arrays of numbers of a MATLAB 5 file."""
+    from scipy.io import loadmat
+
+    arrays = loadmat(path, appendmat=False).items()
+    return {name: a for name, a in arrays if isinstance(a, np.ndarray) and a.dtype.kind in "iuf"}
+
+
+_READERS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "h5py": _spikes,
+    "aedat": _camera,
+    "scipy": _matlab,
+}
 
 
 def _main(package, path, memory):
