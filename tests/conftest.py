@@ -12,6 +12,8 @@ import pytest
 
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 jax.config.update("jax_num_cpu_devices", 4)
+# Arrays of different ranks are an error, but for scalars: a mistake in the axes could go unseen.
+jax.config.update("jax_numpy_rank_promotion", "raise")
 
 XLA_FLAGS = os.environ.get("XLA_FLAGS")
 jax.devices()  # XLA reads its flags here, before a test or what it calls can set others
@@ -67,13 +69,6 @@ def flags_of_the_user():
     _reset_flags()
     yield
     _reset_flags()
-
-
-@pytest.fixture
-def strict_ranks():
-    """Arrays of different ranks are an error, but for scalars: a mistake in the axes could go unseen."""
-    with jax.numpy_rank_promotion("raise"):
-        yield
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from sltt_jax.blocks import check_at_most_T, run
 from sltt_jax.streaming import stream
 from tests.common.nets import T, assert_close, difference, gradient, net, program
 
-pytestmark = pytest.mark.usefixtures("x64", "strict_ranks")
+pytestmark = pytest.mark.usefixtures("x64")
 
 
 @dataclasses.dataclass(frozen=True)

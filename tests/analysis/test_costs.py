@@ -233,7 +233,7 @@ def test_growth_with_time():
 
 def test_donated_arguments_count_once():
     update = lambda state, x: (state + x, x.sum())
-    args = jnp.zeros((16, 8)), jnp.ones(8)
+    args = jnp.zeros((16, 8)), jnp.ones((1, 8))
     found = {}
     for donate in ((), (0,)):
         traced = jax.jit(update, donate_argnums=donate).trace(*args)

@@ -130,7 +130,7 @@ def test_a_target_with_a_time_axis(rule):
     with pytest.raises(
         ValueError, match=r"the target \(4, 2, 3\) has a time axis, but one target serves all T=4"
     ):
-        f(jnp.ones(3), (), jnp.ones((4, 2, 3)), jnp.ones((4, 2, 3)))
+        f(jnp.ones((1, 1, 3)), (), jnp.ones((4, 2, 3)), jnp.ones((4, 2, 3)))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int64])
