@@ -78,6 +78,18 @@ def x64():
         yield
 
 
+@pytest.fixture
+def quick_compile():
+    """Programs whose machine code is not optimised, in half of the compiler's time: for identities.
+
+    XLA makes the same program, in the same memory; only what LLVM makes of its loops is other code. Rounding
+    may differ, so it is not for half precision, nor for runs of training that are to end in the same bits.
+    """
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(params=["jit", "eager"])
 def compiled(request):
     """`jax.jit`, and then nothing in its place: small functions compute the same either way."""

@@ -17,6 +17,8 @@ from sltt_jax.models import MLP, ConvNet
 from sltt_jax.neurons import Neuron
 from sltt_jax.rules import Rule, sltt, sltt_k
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 LOSS = losses.classification(mse_weight=0.05)
 T = 3
 ENCODE = encoders.direct(T)
