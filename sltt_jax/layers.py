@@ -96,6 +96,7 @@ class StepBatchNorm(nn.Module):
         running_var = self.variable(BATCH_STATS, "var", jnp.ones, shape, x.dtype)
         scale = self.param("scale", nn.initializers.ones, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
+        along = lambda a: jax.lax.broadcast_to_rank(a, x.ndim)
         if train:
             axes = tuple(range(1, x.ndim - 1))
             synchronised = self.axis_name is not None and not self.is_initializing()
@@ -112,8 +113,8 @@ class StepBatchNorm(nn.Module):
                 running_mean.value = move(running_mean.value, mean.reshape(-1, *shape))
                 running_var.value = move(running_var.value, var.reshape(-1, *shape) * (n / (n - 1)))
         else:
-            centred, var = x - running_mean.value, running_var.value
-        return centred * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
+            centred, var = x - along(running_mean.value), along(running_var.value)
+        return centred * (jax.lax.rsqrt(var + self.epsilon) * along(scale)) + along(bias)
 
     def _move(self, running, batch, steps):
         """Moves the running average by the statistics `batch`, `[steps, C]`, one step after the other."""
@@ -149,7 +150,9 @@ class ScaledWSConv(nn.Module):
         gain = self.param("gain", nn.initializers.ones, (self.features,))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         fan_in = math.prod(kernel.shape[:-1])
-        var, mean = kernel.var((0, 1, 2), ddof=1), kernel.mean((0, 1, 2))
+        var = kernel.var((0, 1, 2), ddof=1, keepdims=True)
+        mean = kernel.mean((0, 1, 2), keepdims=True)
+        gain = jax.lax.broadcast_to_rank(gain, kernel.ndim)
         kernel = (kernel - mean) * (gain * jax.lax.rsqrt(var * fan_in + 1e-4))
         xs, kernel = promote_dtype(xs, kernel, dtype=self.dtype)
         y = conv_general_dilated(
@@ -159,4 +162,5 @@ class ScaledWSConv(nn.Module):
             ((self.padding,) * 2,) * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return at_least_float32(y).reshape(*xs.shape[:-3], *y.shape[1:]) + bias
+        y = at_least_float32(y).reshape(*xs.shape[:-3], *y.shape[1:])
+        return y + jax.lax.broadcast_to_rank(bias, y.ndim)

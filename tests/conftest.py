@@ -12,6 +12,8 @@ import pytest
 
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 jax.config.update("jax_num_cpu_devices", 4)
+# Arrays of different ranks are an error, but for scalars: a mistake in the axes could go unseen.
+jax.config.update("jax_numpy_rank_promotion", "raise")
 
 XLA_FLAGS = os.environ.get("XLA_FLAGS")
 jax.devices()  # XLA reads its flags here, before a test or what it calls can set others
@@ -70,17 +72,22 @@ def flags_of_the_user():
 
 
 @pytest.fixture
-def strict_ranks():
-    """Arrays of different ranks are an error, but for scalars: a mistake in the axes could go unseen."""
-    with jax.numpy_rank_promotion("raise"):
-        yield
-
-
-@pytest.fixture
 def x64():
     """Double precision, for identities that are to hold up to rounding."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def quick_compile():
+    """Programs whose machine code is not optimised, in half of the compiler's time: for identities.
+
+    XLA makes the same program, in the same memory; only what LLVM makes of its loops is other code. Rounding
+    may differ, so it is not for half precision, nor for runs of training that are to end in the same bits.
+    """
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(params=["jit", "eager"])

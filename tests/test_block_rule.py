@@ -13,7 +13,7 @@ from sltt_jax.blocks import check_at_most_T, run
 from sltt_jax.streaming import stream
 from tests.common.nets import T, assert_close, difference, gradient, net, program
 
-pytestmark = pytest.mark.usefixtures("x64", "strict_ranks")
+pytestmark = pytest.mark.usefixtures("x64", "quick_compile")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,10 @@ RULES = [
 
 @pytest.mark.parametrize(
     ("name", "rule", "weights"),
-    [*(("two_matrices", *case) for case in RULES), ("mlp", *RULES[0])],
+    [
+        *(("two_matrices", *case) for case in RULES),
+        pytest.param("mlp", *RULES[0], marks=pytest.mark.slow),
+    ],
     ids=lambda value: "" if isinstance(value, np.ndarray) else str(value),
 )
 def test_it_is_its_definition_and_can_stream(name, rule, weights):

@@ -17,6 +17,8 @@ from sltt_jax.analysis import assert_memory_flat
 from sltt_jax.layers import LIF, Conv, Dense
 from tests.common.nets import two_matrices
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 T = 3
 
 
@@ -31,7 +33,7 @@ class Export(nn.Module):
         return Dense(3)(xs.reshape(*xs.shape[:2], -1))
 
 
-@pytest.mark.parametrize("what", ["outputs", "gradient"])
+@pytest.mark.parametrize("what", ["outputs", pytest.param("gradient", marks=pytest.mark.slow)])
 def test_export_for_any_batch_size(what):
     model, rng = Export(), np.random.default_rng(0)
     xs, y = jnp.asarray(rng.normal(size=(T, 5, 8, 8, 32)), jnp.float32), jnp.asarray([0, 1, 2, 1, 0])

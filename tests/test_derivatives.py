@@ -8,7 +8,7 @@ import pytest
 from sltt_jax import sltt, sltt_k, surrogate
 from tests.common.nets import T, two_matrices
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = pytest.mark.usefixtures("x64", "quick_compile")
 KEY = jax.random.key(7)
 
 

@@ -8,6 +8,8 @@ import pytest
 from sltt_jax import bptt, sltt, sltt_k, stream, tbptt
 from sltt_jax.layers import Conv, Dense, avg_pool
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 T = 1000
 RULES = [sltt(), sltt(50), sltt_k(T, draw="first"), tbptt(4), bptt(), bptt(50), bptt(remat=True)]
 

@@ -13,6 +13,8 @@ from sltt_jax.layers import FIRING_RATE, LIF, Conv, Dropout, StepBatchNorm, avg_
 from sltt_jax.models import MLP, ConvNet
 from sltt_jax.neurons import Neuron, lif
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 def blocks(model, variables, xs, size, compiled=jax.jit, **kwargs):
     """Runs a layer over blocks of `size` steps; returns its outputs and its variables at the end."""

@@ -11,7 +11,7 @@ from sltt_jax.neurons import Neuron, lif, lif_step
 from sltt_jax.surrogate import SURROGATES
 from tests.common.surrogates import DERIVATIVES
 
-pytestmark = pytest.mark.usefixtures("x64", "strict_ranks")
+pytestmark = pytest.mark.usefixtures("x64")
 
 A1, A2 = 0.7, -1.3  # the loss is A1 s1 + A2 s2
 RESET = -0.5

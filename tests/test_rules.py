@@ -13,26 +13,39 @@ from sltt_jax.rules import bptt, sltt, sltt_k, tbptt
 from tests.common import nets
 from tests.common.nets import T, assert_close, difference, gradient, net, program
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = pytest.mark.usefixtures("x64", "quick_compile")
 every_net = pytest.mark.parametrize("name", nets.NAMES)
 
 # Blocks of 2 are a loop, 4 leaves a shorter block at the end, and T is no loop at all. The smaller a network,
-# the sooner it is compiled, and the more it is tried under.
-OF_ALL = [bptt(), tbptt(1), tbptt(T), sltt(), sltt(2), sltt(4), sltt(T), sltt_k(3)]
+# the sooner it is compiled, and the more it is tried under without `-m slow`.
+OF_ALL = [bptt(), sltt(), sltt(4), sltt_k(3)]
 RULES = {
     "convnet": OF_ALL,
     "mlp": [*OF_ALL, bptt(4), bptt(remat=True)],
-    "two_matrices": [*OF_ALL, bptt(4), bptt(remat=True), bptt(2), bptt(T), tbptt(2), tbptt(4)],
-}
+    "two_matrices": [
+        *OF_ALL, bptt(4), bptt(remat=True), bptt(2), bptt(T), tbptt(1), tbptt(2), tbptt(4), tbptt(T), sltt(2),
+        sltt(T),
+    ],
+}  # fmt: skip
+SLOW_RULES = [tbptt(1), tbptt(T), sltt(2), sltt(T)]
+slow_but_one = pytest.mark.parametrize(
+    "name", ["two_matrices", *(pytest.param(name, marks=pytest.mark.slow) for name in nets.MODELS)]
+)
 
 
-@every_net
-def test_forward_is_the_same_under_every_rule(name):
+@pytest.mark.parametrize(
+    ("name", "rules"),
+    [
+        *(pytest.param(*case, id=case[0]) for case in RULES.items()),
+        *(pytest.param(name, SLOW_RULES, id=f"{name}-more", marks=pytest.mark.slow) for name in nets.MODELS),
+    ],
+)
+def test_forward_is_the_same_under_every_rule(name, rules):
     outputs, state = nets.forward(name)
     (loss, aux), _ = gradient(name, bptt())
     chex.assert_shape(aux.losses, (T,))
     np.testing.assert_allclose(loss, aux.losses.mean(), rtol=1e-15)
-    for rule in RULES[name]:
+    for rule in rules:
         (other_loss, other), _ = gradient(name, rule)
         chex.assert_trees_all_equal(other.outputs, outputs.sum(0))
         # The compiler may fuse a loss otherwise, and a block moves running statistics in closed form.
@@ -89,13 +102,13 @@ def test_sltt_and_bptt_are_autodiff_of_the_whole_loss(name, temporal):
     assert_close(gradient(name, bptt() if temporal else sltt())[1], whole(n.params))
 
 
-@every_net
+@slow_but_one
 def test_truncation_at_one_step_and_at_none(name):
     assert_close(gradient(name, tbptt(1))[1], gradient(name, sltt())[1])
     assert_close(gradient(name, tbptt(T))[1], gradient(name, bptt())[1])
 
 
-@every_net
+@slow_but_one
 def test_one_time_step(name):
     n = net(name)
     rules = (bptt(), sltt()) if name == "convnet" else (bptt(), sltt(), tbptt(1), sltt_k(1, draw="last"))

@@ -10,14 +10,20 @@ from jax.sharding import AxisType, PartitionSpec
 from sltt_jax import Repeat, bptt, sltt, sltt_k, tbptt
 from tests.common.nets import T, two_matrices
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = pytest.mark.usefixtures("x64", "quick_compile")
 DEVICES, KEY = 4, jax.random.key(0)
 EVERYWHERE, BATCH = PartitionSpec(), PartitionSpec(None, "devices")
 
 
 @pytest.mark.parametrize(
     ("rule", "repeat"),
-    [(sltt(4), False), (sltt(), True), (sltt_k(2), False), (tbptt(4), False), (bptt(remat=True), False)],
+    [
+        (sltt(4), False),
+        (sltt(), True),
+        (sltt_k(2), False),
+        pytest.param(tbptt(4), False, marks=pytest.mark.slow),
+        (bptt(remat=True), False),
+    ],
     ids=str,
 )
 def test_every_rule(rule, repeat):

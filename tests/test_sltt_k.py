@@ -11,8 +11,10 @@ from sltt_jax.rules import sltt, sltt_k
 from tests.common import nets
 from tests.common.nets import T, assert_close, difference, gradient, net, program
 
-pytestmark = pytest.mark.usefixtures("x64")
-every_net = pytest.mark.parametrize("name", nets.NAMES)
+pytestmark = pytest.mark.usefixtures("x64", "quick_compile")
+slow_but_one = pytest.mark.parametrize(
+    "name", ["two_matrices", *(pytest.param(name, marks=pytest.mark.slow) for name in nets.MODELS)]
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +30,7 @@ def planned_gradient(name, rule, key=None):
     return program(name, Planned(1))(n.params, n.state, n.inputs, n.target, rule.plan(T, key))[1]
 
 
-@every_net
+@slow_but_one
 def test_a_plan_may_be_an_argument(name):
     """So that the tests below, which give it, hold for the rule that makes it."""
     grads = gradient(name, sltt_k(3))[1]
@@ -38,14 +40,14 @@ def test_a_plan_may_be_an_argument(name):
         assert max(difference(jax.tree.map(lambda g: scale * g, grads), cut).values()) > 1e-2  # noqa: B023
 
 
-@every_net
+@slow_but_one
 @pytest.mark.parametrize("scale", ["paper", "unbiased"])
 def test_all_steps_are_sltt(name, scale):
     rule = sltt_k(T, scale=scale)
     assert_close(planned_gradient(name, rule, jax.random.key(0)), gradient(name, sltt())[1])
 
 
-@every_net
+@slow_but_one
 @pytest.mark.parametrize("k", [1, 2, 4])
 @pytest.mark.parametrize(("scale", "share"), [("paper", True), ("unbiased", False)])
 def test_expectation_over_all_subsets(name, k, scale, share):

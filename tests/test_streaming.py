@@ -9,6 +9,8 @@ from sltt_jax.rules import bptt, sltt, sltt_k, tbptt
 from sltt_jax.streaming import stream
 from tests.common.nets import KEY, T, assert_close, gradient, net
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 def cut(inputs, size):
     return (np.asarray(inputs[t : t + size]) for t in range(0, len(inputs), size))
@@ -18,8 +20,8 @@ def cut(inputs, size):
     ("name", "rule"),
     [
         *(("two_matrices", rule) for rule in (sltt(), sltt(4), tbptt(4), sltt_k(3))),
-        ("mlp", sltt(4)),
-        ("convnet", sltt_k(3)),
+        pytest.param("mlp", sltt(4), marks=pytest.mark.slow),
+        pytest.param("convnet", sltt_k(3), marks=pytest.mark.slow),
     ],
     ids=str,
 )

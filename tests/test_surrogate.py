@@ -8,7 +8,7 @@ from sltt_jax import surrogate
 from sltt_jax.surrogate import SURROGATES, Surrogate
 from tests.common.surrogates import DERIVATIVES
 
-pytestmark = pytest.mark.usefixtures("x64", "strict_ranks")
+pytestmark = pytest.mark.usefixtures("x64", "quick_compile")
 every = pytest.mark.parametrize("name", SURROGATES)
 
 

@@ -158,7 +158,7 @@ def layer_error_signals(
             def interceptor(call, args, kwargs, context):
                 if not isinstance(context.module, Cells) or context.method_name != "__call__":
                     return call(*args, **kwargs)
-                more = added["/".join(context.module.path)]
+                more = added["/".join(context.module.path)][None]
                 return call(args[0] + more.astype(args[0].dtype), *args[1:], **kwargs)
 
             with nn.intercept_methods(interceptor):

@@ -82,7 +82,8 @@ def random_roll(key: jax.Array, x: jax.Array, pixels: int = 5) -> jax.Array:
 
 def normalise(x: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
     """Maps pixels in 0..255 to `(x / 255 - mean) / std`, float32, channels last."""
-    return (x.astype(jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)
+    along = lambda values: jax.lax.broadcast_to_rank(jnp.asarray(values), x.ndim)
+    return (x.astype(jnp.float32) / 255 - along(mean)) / along(std)
 
 
 def cifar(key: jax.Array, x: jax.Array) -> jax.Array:

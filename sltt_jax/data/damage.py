@@ -1,12 +1,26 @@
 """Files from elsewhere: all that can be wrong with their bytes is one kind of error, which names the file."""
 
 import errno
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 class DamagedFile(ValueError):
     """File, or part of one, that is damaged or not what it should be; the message begins with its name."""
+
+
+def check_is_file(path: str | os.PathLike):
+    """Raises a `DamagedFile` for a FIFO, a device or a socket, whose reader could wait forever.
+
+    Raises:
+      DamagedFile: see above.
+      OSError: there is nothing of this name, or it may not be looked at.
+    """
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a folder is an error that says so
+        raise DamagedFile(f"{path}: not a regular file")
 
 
 @contextmanager

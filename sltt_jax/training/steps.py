@@ -189,7 +189,10 @@ def _right(outputs, y, *, steps):
     *batch, classes = outputs.shape[steps:] or (1,)
     if y.shape == (*batch, 1) and classes > 1:
         raise ValueError(f"labels must be class numbers [B], got shape {y.shape}")
-    return outputs.argmax(-1) == y if y.shape == tuple(batch) else None
+    if y.shape != tuple(batch):
+        return None
+    answers = outputs.argmax(-1)
+    return answers == jax.lax.broadcast_to_rank(y, answers.ndim)
 
 
 def _of_known(values, f):

@@ -17,6 +17,8 @@ from sltt_jax.models import MLP, ConvNet
 from sltt_jax.models.nf_resnet import NFResNet
 from sltt_jax.models.resnet import ResNet
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 class Chain(nn.Module):
     """Dense - LIF - Dense - LIF - Dense with given weights: what it does can be worked out by hand."""

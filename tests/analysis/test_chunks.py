@@ -10,6 +10,8 @@ from sltt_jax import functional, losses
 from sltt_jax.analysis import auto_chunk, chunks
 from sltt_jax.models import MLP, ConvNet
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 LOSS = losses.classification()
 MODELS = {"wide": (MLP((512, 512)), (256,)), "maps": (ConvNet((16, 32)), (24, 24, 2))}
 

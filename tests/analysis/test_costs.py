@@ -14,6 +14,8 @@ from sltt_jax.models import MLP, ConvNet
 from sltt_jax.rules import bptt, sltt, sltt_k, tbptt
 from sltt_jax.streaming import stream
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 BATCH = 8
 LOSS = losses.classification()
 MODELS = {"mlp": (MLP((64, 64)), (32,)), "convnet": (ConvNet((8, 16)), (12, 12, 2))}
@@ -52,10 +54,10 @@ def either(name, rule, *, static, **kwargs):
     ("name", "rule", "static"),
     [
         either("mlp", sltt(), static=True),
-        either("mlp", sltt(), static=False),
-        either("mlp", sltt_k(1), static=True),
+        either("mlp", sltt(), static=False, marks=pytest.mark.slow),
+        either("mlp", sltt_k(1), static=True, marks=pytest.mark.slow),
         either("mlp", sltt_k(1), static=False),
-        either("convnet", sltt(), static=True),
+        either("convnet", sltt(), static=True, marks=pytest.mark.slow),
         either("convnet", sltt_k(1), static=False, marks=pytest.mark.slow),
         either("convnet", sltt(), static=False, marks=pytest.mark.slow),
         either("convnet", sltt_k(1), static=True, marks=pytest.mark.slow),
@@ -77,7 +79,8 @@ def test_memory_of_bptt_grows_at_least_linearly(name):
 @pytest.mark.parametrize(
     ("name", "rule", "static"),
     [
-        either("convnet", tbptt(4), static=True),
+        either("mlp", tbptt(4), static=True),
+        either("convnet", tbptt(4), static=True, marks=pytest.mark.slow),
         # 8 and 64 steps leave a shorter block at the end.
         either("convnet", sltt(chunk=3), static=False, marks=pytest.mark.slow),
         *(
@@ -233,7 +236,7 @@ def test_growth_with_time():
 
 def test_donated_arguments_count_once():
     update = lambda state, x: (state + x, x.sum())
-    args = jnp.zeros((16, 8)), jnp.ones(8)
+    args = jnp.zeros((16, 8)), jnp.ones((1, 8))
     found = {}
     for donate in ((), (0,)):
         traced = jax.jit(update, donate_argnums=donate).trace(*args)

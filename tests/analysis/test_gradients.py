@@ -16,6 +16,8 @@ from sltt_jax.analysis.recording import layer_error_signals
 from sltt_jax.layers import LIF
 from tests.common import nets
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 RULES = {"bptt": bptt(chunk=3), "tbptt": tbptt(2), "sltt": sltt(), "sltt_k": sltt_k(2)}
 
 

@@ -16,6 +16,8 @@ from sltt_jax.models import MLP
 from sltt_jax.rules import bptt, sltt, sltt_k, tbptt
 from tests.common import nets
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 LOSS = losses.classification()
 
 
@@ -82,7 +84,9 @@ def test_largest_batch_of_compiled_programs():
 
 
 @pytest.mark.parametrize(
-    "rule", [sltt(chunk=3), sltt_k(1), pytest.param(tbptt(4), marks=pytest.mark.slow)], ids=str
+    "rule",
+    [sltt(chunk=3), *(pytest.param(rule, marks=pytest.mark.slow) for rule in (sltt_k(1), tbptt(4)))],
+    ids=str,
 )
 def test_flat_memory_passes(rule):
     apply, *args = mlp_of(8)

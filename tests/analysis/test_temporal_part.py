@@ -9,7 +9,8 @@ from sltt_jax import Neuron, bptt, lif, sltt, tbptt
 from sltt_jax.analysis import temporal_part
 from sltt_jax.analysis.temporal_part import advice, cut_share, horizon, lag_norms
 
-pytestmark = pytest.mark.usefixtures("strict_ranks")
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 temporal_factors = jax.jit(temporal_part.temporal_factors)
 
 

@@ -13,6 +13,8 @@ from sltt_jax import functional, losses, rules
 from sltt_jax.cpu import conv_general_dilated, convolution
 from sltt_jax.models import ConvNet
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 NHWC = ("NHWC", "HWIO", "NHWC")
 CANONICAL = "b01f_01io->b01f"
 on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="other backends choose their own form")
@@ -116,7 +118,14 @@ def convolutions_in_loops(compiled):
 
 
 @on_cpu
-@pytest.mark.parametrize("rule", [rules.bptt(), rules.sltt(chunk=2), rules.sltt_k(2)], ids=str)
+@pytest.mark.parametrize(
+    "rule",
+    [
+        rules.sltt(chunk=2),
+        *(pytest.param(r, marks=pytest.mark.slow) for r in (rules.bptt(), rules.sltt_k(2))),
+    ],
+    ids=str,
+)
 def test_convolutions_of_an_update_are_canonical(rule):
     """XLA's CPU backend runs any other form a hundred times slower in the body of a loop.
 

@@ -11,7 +11,8 @@ from jax import lax
 from sltt_jax.cpu import dot_general
 from sltt_jax.layers import Dense
 
-pytestmark = pytest.mark.usefixtures("strict_ranks")
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 LAST_WITH_FIRST = ((2,), (0,)), ((), ())
 
 

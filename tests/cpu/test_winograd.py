@@ -12,6 +12,8 @@ from sltt_jax import functional, losses, rules
 from sltt_jax.cpu import conv_general_dilated, winograd
 from sltt_jax.models import ConvNet
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 NHWC = ("NHWC", "HWIO", "NHWC")
 SAME = ((1, 1), (1, 1))
 on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="for CPUs")
@@ -27,7 +29,9 @@ def operands(shape=(2, 8, 8), channels=3, features=5, dtype=np.float64):
     return tuple(jnp.asarray(rng.normal(size=size), dtype) for size in sizes)
 
 
-@pytest.mark.parametrize("size", [(8, 8), (7, 10), (1, 2), (3, 3)])
+@pytest.mark.parametrize(
+    "size", [(7, 10), (1, 2), *(pytest.param(size, marks=pytest.mark.slow) for size in ((8, 8), (3, 3)))]
+)
 def test_it_is_the_convolution_and_its_gradient(x64, size):
     """With all paddings in one program."""
     every = [SAME, ((2, 2), (2, 2)), ((0, 1), (1, 0)), ((3, 1), (2, 4))]

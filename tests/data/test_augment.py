@@ -9,6 +9,8 @@ import pytest
 
 from sltt_jax.data import augment
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).integers(1, 256, (300, 6, 7, 2)).astype(np.uint8)
 

@@ -11,6 +11,8 @@ from common.runs import Learned, Run, build
 
 from tests.common.scripts import assert_picture, assert_refused, call
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 def test_of_a_run(digits_run, monkeypatch, tmp_path, capsys):
     shutil.copytree(digits_run, tmp_path / "run")

@@ -8,6 +8,8 @@ import pytest
 
 from tests.common.scripts import QUICK, assert_refused, call
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 def test_the_table_is_over_bptt(monkeypatch, tmp_path, capsys):
     """With made-up summaries in place of the training: a row for every rule, and a folder for its run."""

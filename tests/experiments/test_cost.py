@@ -8,6 +8,8 @@ import pytest
 
 from tests.common.scripts import assert_picture, assert_refused, call
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 def smallest():
     return dataclasses.replace(cost.recipe(cost.Costs(preset="digits_mlp"))[0], T=1)

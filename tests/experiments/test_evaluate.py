@@ -9,6 +9,8 @@ import pytest
 from sltt_jax import training
 from tests.common.scripts import call
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 def test_evaluate_at_other_numbers_of_steps(digits_run, monkeypatch, tmp_path, capsys):
     tmp_path = shutil.copytree(digits_run, tmp_path / "run")

@@ -10,6 +10,8 @@ from common import sweeps
 from sltt_jax.analysis import horizon
 from tests.common.scripts import QUICK, assert_picture, assert_refused, call
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 NET = (*QUICK, "--rule", "sltt", "--train-samples", 128)
 
 

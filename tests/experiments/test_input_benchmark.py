@@ -19,6 +19,8 @@ from PIL import Image
 from sltt_jax.models import NFResNet
 from tests.common.scripts import call, unboxed
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 INPUTS = "mnist", "imagenet_stage1"
 TINY = (
     "--reduced", "--batches", 3, "--warmup", 1, "--photographs", 6, "--batch-size", 2, "--workers", 0,

@@ -11,6 +11,8 @@ from plots.temporal import plot_taus
 from sltt_jax import bptt, sltt
 from tests.common.scripts import assert_picture, call
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 QUICK = ("--tasks", "recall", "--delays", 1, "--taus", 2, 8, "--seeds", 2, "--updates", 3, "--units", 12)
 
 

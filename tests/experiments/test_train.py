@@ -61,6 +61,7 @@ def test_train(monkeypatch, tmp_path, capsys):
     assert other["parameters_sha256"] != summary["parameters_sha256"] and other["epochs"] == 2
 
 
+@pytest.mark.slow
 def test_selection_on_validation_samples(monkeypatch, tmp_path, capsys):
     args = (*QUICK, "--epochs", 4, "--lr", 0.02, "--workdir", tmp_path, "--tensorboard")
     assert call(train, monkeypatch, *args, "--validation", 0.25, "--select", "validation") == 0
@@ -104,6 +105,7 @@ def test_unwritable_workdir(monkeypatch, tmp_path, capsys):
     assert err.startswith("error:") and str(tmp_path / "file") in err
 
 
+@pytest.mark.slow
 def test_divergence(monkeypatch, tmp_path, capsys):
     args = (*QUICK, "--optimizer", "sgd", "--lr", 1e30, "--workdir", tmp_path)
     assert call(train, monkeypatch, *args) == 1

@@ -12,9 +12,11 @@ import pytest
 
 from sltt_jax import functional, losses, rules
 from sltt_jax.layers import FIRING_RATE, LIF, ScaledWSConv
-from sltt_jax.models import MLP, VGG11, NFResNet34, ResNet18
+from sltt_jax.models import MLP, VGG, VGG11, NFResNet34, ResNet18
 from sltt_jax.models.vgg import adaptive_avg_pool
 from sltt_jax.neurons import Neuron
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 RESNET, DVS = (2, 32, 32, 3), (2, 48, 48, 2)
 
@@ -87,7 +89,10 @@ def test_scaled_weight_standardisation(x64):
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            VGG11(width=1 / 8, dropout=0.5), (32, 32, 2), ("lif1_1", "Dropout_0"), marks=pytest.mark.slow
+            VGG(convs=(1, 1, 0, 0, 0), width=1 / 8, dropout=0.5),
+            (32, 32, 2),
+            ("lif1_1", "Dropout_0"),
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["mlp", "resnet", "vgg"],
@@ -161,17 +166,22 @@ def lowered(model, rule, T, x):
 
 
 RULES = [rules.bptt(), rules.sltt(), rules.sltt(chunk=2), rules.sltt_k(k=2)]
+DEEP = {"resnet18": (ResNet18(), RESNET), "vgg11": (VGG11(), DVS)}
 
 
-@pytest.mark.parametrize("rule", RULES, ids=str)
 @pytest.mark.parametrize(
-    ("model", "x"),
+    ("model", "x", "rule"),
     [
-        (ResNet18(blocks=(1,), width=1 / 16), (2, 4, 4, 3)),
-        pytest.param(ResNet18(), RESNET, marks=pytest.mark.slow),
-        pytest.param(VGG11(), DVS, marks=pytest.mark.slow),
+        *(
+            pytest.param(ResNet18(blocks=(1,), width=1 / 16), (2, 4, 4, 3), rule, id=f"one block-{rule}")
+            for rule in RULES
+        ),
+        # It takes seconds to trace a deep network: every rule has one of them.
+        *(
+            pytest.param(*DEEP[name], rule, id=f"{name}-{rule}", marks=pytest.mark.slow)
+            for name, rule in zip(("vgg11", "resnet18", "vgg11", "resnet18"), RULES, strict=True)
+        ),
     ],
-    ids=["one block", "resnet18", "vgg11"],
 )
 def test_programs_do_not_grow_with_time(model, x, rule):
     short, long = (lowered(model, rule, T, x).as_text().count("\n") for T in (4, 32))

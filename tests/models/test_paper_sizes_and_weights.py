@@ -12,6 +12,8 @@ from sltt_jax import functional, models
 from sltt_jax.layers import MEMBRANE
 from sltt_jax.models.nf_resnet import betas
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 ResNet18, VGG11, NFResNet34 = models.ResNet18, models.VGG11, models.NFResNet34
 RESNET, DVS, IMAGENET = (2, 32, 32, 3), (2, 48, 48, 2), (2, 64, 64, 3)
 

@@ -14,6 +14,8 @@ from sltt_jax.models import MLP, VGG, NFResNet, ResNet
 from sltt_jax.models.torch_weights import from_torch, read_checkpoint, to_torch
 from sltt_jax.neurons import Neuron
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 MODELS = {
     "resnet": (ResNet, {"blocks": (2, 1)}, 8, 3),
     "vgg": (VGG, {"convs": (1, 2, 1, 1, 1)}, 96, 2),

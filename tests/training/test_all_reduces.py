@@ -11,6 +11,8 @@ from sltt_jax import training
 from sltt_jax.rules import sltt
 from tests.common.updates import RULES, batches, make, on_four, start
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 def all_reduces(program):
     """The all-reduces of a compiled program, those inside of its loops, and those outside."""

@@ -25,7 +25,7 @@ SETTINGS = (
     "--train-samples", 8 * UPDATES, "--test-samples", 16, "--batch-size", 8, "--epochs", EPOCHS,
 )  # fmt: skip
 SAVES = ("--save-every", 3)
-KILLS = 8
+KILLS = {"sltt": 8, "sltt_k": 4, "bptt": 4}
 
 
 def start(workdir, cache, *args, stderr, script=(TRAIN,)):
@@ -164,11 +164,11 @@ def test_killed_at_random_and_resumed(undisturbed, cache, tmp_path, rule):
     whole, period = undisturbed(rule)
     rng = random.Random(rule)
     kills = in_saves = ahead = torn = ended = 0
-    while kills < KILLS:
+    while kills < KILLS[rule]:
         workdir, starts, status = tmp_path / str(ended), [], None
         while status != 0:
             process = Process(workdir, cache, "--rule", rule, *SAVES)
-            if process.wait_for(process.trains) and kills < KILLS:
+            if process.wait_for(process.trains) and kills < KILLS[rule]:
                 starts.append(process.first_update())
                 aim = rng.choice([process.saves] * 2 + [process.checkpoints] * 2 + [process.lines])
                 before, more = {*aim()}, 1 if aim == process.lines else rng.randint(1, 2)
@@ -193,7 +193,8 @@ def test_killed_at_random_and_resumed(undisturbed, cache, tmp_path, rule):
         f"\n{rule}: {kills} kills, {in_saves} in the middle of a save, {ahead} between a line of metrics and "
         f"its checkpoint and {torn} as if in the middle of a line; {ended} runs ended as if there were none"
     )
-    assert in_saves and torn
+    if rule == "sltt":  # fewer kills may all miss
+        assert in_saves and torn
 
 
 @pytest.mark.slow

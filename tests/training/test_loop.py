@@ -36,7 +36,8 @@ def compiled_for(rule, lr):
     model = MLP((12,), classes=2, neuron=Neuron(tau=1.5), dropout=0.1)
     optimizer = training.make_optimizer("sgd", lr)
     encode = encoders.direct(T, augmentation=lambda key, x: x + 0.01 * jax.random.normal(key, x.shape))
-    state = training.init_state(model, optimizer, encode, jax.random.key(0), jnp.asarray(tiny().train_x[:5]))
+    init = jax.jit(training.init_state, static_argnums=(0, 1, 2))
+    state = init(model, optimizer, encode, jax.random.key(0), jnp.asarray(tiny().train_x[:5]))
     update = jax.jit(training.make_update(model, rule, LOSS, optimizer, encode), donate_argnums=0)
     return state, update, jax.jit(training.make_evaluate(model, LOSS, encoders.direct(T)))
 

@@ -8,6 +8,8 @@ import pytest
 
 from sltt_jax import training
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 def test_sgd_is_that_of_torch(x64):
     """Coupled weight decay before the momentum: b = 0.9 b + g + 0.01 w, w -= 0.1 b."""

@@ -29,6 +29,8 @@ from tests.common.updates import (
     start,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 def changes(a, b):
     """The largest change of every array."""
@@ -59,6 +61,7 @@ def test_four_devices_do_as_one(net, rule, dtype):
         )
 
 
+@pytest.mark.slow
 def test_statistics_of_each_device_are_not_those_of_the_whole(x64):
     """The control of the identity above: there is something to synchronise."""
     one, _ = on_one("synchronised", "sltt", "float64")

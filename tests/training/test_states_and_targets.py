@@ -17,6 +17,8 @@ from sltt_jax.models import MLP
 from sltt_jax.neurons import Neuron
 from sltt_jax.rules import sltt
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 T, NEURON = 3, Neuron(tau=1.5)
 X = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
 Y = np.array([0, 1, 2, 1, 0, 2])

@@ -17,6 +17,8 @@ from sltt_jax.models import MLP, ConvNet
 from sltt_jax.neurons import Neuron
 from sltt_jax.rules import Rule, sltt, sltt_k
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 LOSS = losses.classification(mse_weight=0.05)
 T = 3
 ENCODE = encoders.direct(T)
@@ -104,7 +106,7 @@ def test_evaluation_of_padded_batches_is_that_of_the_whole():
         return outputs, recorded["firing_rate"], jnp.stack([LOSS(o, y) for o in outputs])
 
     outputs, rates, loss = whole(state, x)
-    right = np.cumsum(outputs, 0).argmax(-1) == y
+    right = np.cumsum(outputs, 0).argmax(-1) == y[None]
     np.testing.assert_allclose(got["accuracy_per_step"], right.mean(1), rtol=1e-6)
     assert got["accuracy"] == got["accuracy_per_step"][-1]
     np.testing.assert_allclose(got["loss"], loss.mean(), rtol=1e-5)

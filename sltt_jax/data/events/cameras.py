@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from sltt_jax.data.arrays import ArrayData
-from sltt_jax.data.damage import reading
+from sltt_jax.data.damage import check_is_file, reading
 from sltt_jax.data.events.binning import Events, SplitBy, between, frames
 from sltt_jax.data.events.conversion import RecordingFile, class_files, load_frames
 from sltt_jax.data.events.files import read_aedat, read_gesture_npy, read_nmnist
@@ -191,6 +191,7 @@ def _cifar10_dvs_splits(sources: list[RecordingFile]) -> tuple[list[RecordingFil
 
 
 def _trials(listing: Path) -> list[RecordingFile]:
+    check_is_file(listing)
     text = listing.read_bytes()
     with reading(listing, "a list of recordings beside it"):
         names = text.decode().split()
@@ -205,6 +206,7 @@ def _trials(listing: Path) -> list[RecordingFile]:
 def _read_trial(source: RecordingFile) -> Iterator[tuple[Events, int]]:
     """Gestures of an original recording, cut as the csv beside it says."""
     events, (labels,) = read_aedat(source.path), source.beside
+    check_is_file(labels)
     text = labels.read_bytes()
     with reading(labels, "rows under class,startTime_usec,endTime_usec"):
         header, *lines = text.decode().split() or [""]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sltt_jax.data.damage import reading
+from sltt_jax.data.damage import check_is_file, reading
 from sltt_jax.data.events.binning import Events
 from sltt_jax.data.events.foreign import decode
 
@@ -33,6 +33,7 @@ def read_nmnist(path: str | Path) -> Events:
       DamagedFile: the file is empty or not of whole events, an event lies outside the sensor, or time jumps
         back.
     """
+    check_is_file(path)
     data = Path(path).read_bytes()
     with reading(path, "an N-MNIST recording"):
         x, y, high, middle, low = _words(data, np.uint8, 5)
@@ -49,6 +50,7 @@ def read_aedat(path: str | Path) -> Events:
         or time jumps back.
       ModuleNotFoundError: the file is in AEDAT 4.0 and the package aedat is not installed.
     """
+    check_is_file(path)
     data = Path(path).read_bytes()
     with reading(path, "an AEDAT 2.0, 3.1 or 4.0 recording"):
         version = re.match(rb"#!AER-DAT(2\.0|3\.1|4\.0)\r?\n", data)
@@ -116,6 +118,7 @@ def read_gesture_npy(path: str | Path) -> Events:
     Raises:
       DamagedFile: the file is no such array, an event lies outside the sensor, or time jumps back.
     """
+    check_is_file(path)
     data = Path(path).read_bytes()
     with reading(path, "a NumPy file of events"):
         rows = _npy(data)

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from sltt_jax.data.arrays import ArrayData
 from sltt_jax.data.cache import cached
-from sltt_jax.data.damage import reading
+from sltt_jax.data.damage import check_is_file, reading
 from sltt_jax.data.events.binning import narrow
 from sltt_jax.data.events.conversion import as_arrays
 from sltt_jax.data.events.foreign import decode
@@ -67,6 +67,7 @@ def _read(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Counts `[N, T, channels]` and labels `[N]` of a file with spikes/times, spikes/units and labels."""
     with reading(path, "a file of spikes/times, spikes/units and labels"):
+        check_is_file(path)
         file = decode("h5py", path)
         times, units = (np.split(file[name], file[f"{name}_ends"])[:-1] for name in ("times", "units"))
         labels = file["labels"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sltt_jax.data.arrays import ArrayData
-from sltt_jax.data.damage import reading
+from sltt_jax.data.damage import check_is_file, reading
 from sltt_jax.data.events.binning import Events, frames
 from sltt_jax.data.events.conversion import RecordingFile, load_frames
 
@@ -68,6 +68,7 @@ def read_wav(path: str | Path) -> np.ndarray:
     Raises:
       DamagedFile: it is no such file, or truncated.
     """
+    check_is_file(path)
     data = Path(path).read_bytes()
     with (
         reading(path, f"a WAV file of one channel, 16 bits and {RATE} Hz"),

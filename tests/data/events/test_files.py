@@ -1,3 +1,4 @@
+import os
 import re
 import struct
 import sys
@@ -8,6 +9,7 @@ import pytest
 from sltt_jax.data.damage import DamagedFile
 from sltt_jax.data.events import files, foreign
 from sltt_jax.data.events.files import read_aedat, read_gesture_npy, read_nmnist
+from sltt_jax.data.events.spoken_digits import read_wav
 from tests.common.event_files import AEDAT3, aedat2_bytes, aedat3_packet, aedat4_bytes, nmnist_bytes
 
 
@@ -197,3 +199,11 @@ def test_bad_gesture_npy(tmp_path, rows, message):
     np.save(tmp_path / "0.npy", rows)
     with pytest.raises(ValueError, match=f"0.npy: .*{message}"):
         read_gesture_npy(tmp_path / "0.npy")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="only Unix has FIFOs in folders")
+@pytest.mark.parametrize("read", [read_nmnist, read_aedat, read_gesture_npy, read_wav])
+def test_a_fifo_is_refused_and_not_waited_for(tmp_path, read):
+    os.mkfifo(path := tmp_path / "recording")
+    with pytest.raises(DamagedFile, match=f"{path}: not a regular file"):
+        read(path)
