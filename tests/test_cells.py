@@ -22,7 +22,7 @@ from sltt_jax import (
 )
 from sltt_jax.time_constants import logit_decay_of, tau_of
 
-pytestmark = pytest.mark.usefixtures("x64", "strict_ranks")
+pytestmark = pytest.mark.usefixtures("x64", "quick_compile")
 
 
 def column(*values):

@@ -30,7 +30,7 @@ from sltt_jax.analysis import assert_memory_flat
 from sltt_jax.time_constants import tau_of
 from tests.common.nets import assert_close, difference, squared_error
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = pytest.mark.usefixtures("x64", "quick_compile")
 
 T, BATCH, N = 7, 4, 9
 V_RESET = -0.1  # of the second layer
@@ -149,8 +149,15 @@ CUTS |= {bptt(): ~EVERY, bptt(3): ~EVERY}
 every_network = pytest.mark.parametrize("lateral", [False, True], ids=["plain", "recurrent"])
 
 
-@every_network
-@pytest.mark.parametrize("rule", CUTS, ids=str)
+@pytest.mark.parametrize(
+    ("rule", "lateral"),
+    [
+        *((rule, True) for rule in CUTS),
+        *((rule, False) for rule in (sltt(), sltt(3), bptt())),
+        *(pytest.param(rule, False, marks=pytest.mark.slow) for rule in (sltt(T), tbptt(3), bptt(3))),
+    ],
+    ids=str,
+)
 def test_gradient_is_that_of_the_loop_written_out(rule, lateral):
     (loss, (outputs, _)), grads = by_hand(lateral)(CUTS[rule], np.full(T, 1 / T))
     (value, aux), found = under(rule, lateral)
@@ -160,7 +167,7 @@ def test_gradient_is_that_of_the_loop_written_out(rule, lateral):
     assert_close((aux.outputs, found), (outputs, grads))
 
 
-@every_network
+@pytest.mark.parametrize("lateral", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_sltt_k(lateral):
     rule = sltt_k(3)
     backward = rule.plan(T, jax.random.key(2)).backward
@@ -177,11 +184,13 @@ def test_rules_that_must_differ_do_and_layers_are_live(lateral):
     (_, (_, spikes)), _ = by_hand(lateral)(EVERY, np.full(T, 1 / T))
     for s in spikes:  # of the last step
         assert 0.02 < s.mean() < 0.7, [float(s.mean()) for s in spikes]
-    exact, cut, window = (under(rule, lateral)[1] for rule in (bptt(), sltt(), tbptt(3)))
+    exact, cut = (under(rule, lateral)[1] for rule in (bptt(), sltt()))
     if not lateral:
-        exact, cut, window = ({k: v for k, v in g.items() if k != "w"} for g in (exact, cut, window))
+        exact, cut = ({k: v for k, v in g.items() if k != "w"} for g in (exact, cut))
     assert min(difference(cut, exact).values()) > 1e-3 and max(difference(cut, exact).values()) > 0.05
-    assert max(difference(window, exact).values()) > 1e-2 and max(difference(window, cut).values()) > 1e-2
+    if lateral:
+        window = under(tbptt(3), lateral)[1]
+        assert min(max(difference(window, other).values()) for other in (exact, cut)) > 1e-2
     assert all(np.abs(g).max() > 1e-6 for g in jax.tree.leaves(exact))
 
 
