@@ -26,12 +26,20 @@ MEMBRANE = "membrane"
 FIRING_RATE = "firing_rate"
 
 
-class Cells(nn.Module):
+class Cells(nn.Module, kw_only=True):
     """Base of the layers of cells.
 
-    A layer of your own is a subclass with the attribute `learn_tau`, a `step`, the names of its `state`, the
-    first of which is the membrane, and `parameters`, which are what `step` takes beside state and input.
+    A layer of your own is a subclass with a `step`, the names of its `state`, the first of which is the
+    membrane `v`, and `parameters`, which are what `step` takes beside state and input.
+
+    Attributes:
+      learn_tau: learn the time constants, from those given on.
+      tau_spread: standard deviation over the channels of what they start from, in the logarithm of `tau - 1`:
+        with 1 two thirds of them are within a factor of 2.7. Of those that are learned.
     """
+
+    learn_tau: bool = False
+    tau_spread: float = 0.0
 
     step: ClassVar[Step]
     state: ClassVar[Any]  # names in place of the arrays of the step's state
@@ -48,10 +56,10 @@ class Cells(nn.Module):
 
     def time_constant(self, xs: jax.Array, tau: float | jax.Array, ending: str = "") -> float | jax.Array:
         """Returns `tau` or, if it is learned, what has become of it."""
-        if not self.learn_tau:  # pyright: ignore[reportAttributeAccessIssue]
+        if not self.learn_tau:
             return tau
-        n = xs.shape[-1]
-        p = self.param(LOGIT_DECAY + ending, lambda key: jnp.broadcast_to(logit_decay_of(tau), (n,)))
+        spread = lambda key: self.tau_spread * jax.random.normal(key, xs.shape[-1:])
+        p = self.param(LOGIT_DECAY + ending, lambda key: logit_decay_of(tau) + spread(key))
         return jax.lax.broadcast_to_rank(tau_of(p.astype(xs.dtype)), xs.ndim - 1)
 
     @nn.compact
@@ -89,11 +97,9 @@ class LIF(Cells):
 
     Attributes:
       neuron: the parameters of the layer.
-      learn_tau: learn `tau`, from that of `neuron` on; the other parameters stay.
     """
 
     neuron: Neuron = Neuron()
-    learn_tau: bool = False
     step = staticmethod(lif_step)
     state = "v"
 
@@ -112,13 +118,11 @@ class ALIF(Cells):
       neuron: the parameters of the layer, but for the adaptation.
       tau_a: time constant of the adaptation in steps.
       beta: rise of the threshold of a neuron that always fires.
-      learn_tau: learn `tau` and `tau_a`, from these on.
     """
 
     neuron: Neuron = Neuron()
     tau_a: float = 100.0
     beta: float = 1.8
-    learn_tau: bool = False
     step = staticmethod(alif_step)
     state = ("v", "a", "s")
 
@@ -136,12 +140,10 @@ class Synaptic(Cells):
     Attributes:
       neuron: the parameters of the layer, but for the synapses.
       tau_syn: time constant of the current in steps.
-      learn_tau: learn `tau` and `tau_syn`, from these on.
     """
 
     neuron: Neuron = Neuron()
     tau_syn: float = 2.0
-    learn_tau: bool = False
     step = staticmethod(synaptic_step)
     state = ("v", "i")
 
@@ -158,11 +160,9 @@ class LI(Cells):
 
     Attributes:
       tau: time constant in steps.
-      learn_tau: learn it, from this on.
     """
 
     tau: float = 2.0
-    learn_tau: bool = False
     step = staticmethod(li_step)
     state = "v"
     spikes = False

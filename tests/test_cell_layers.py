@@ -38,21 +38,21 @@ ZERO = jnp.zeros((B, N))
 # Each layer, what it is as a function of state and input with the taus that it learned, and its state.
 LAYERS = {
     "LIF": (
-        lambda learn: LIF(NEURON, learn),
+        lambda learn: LIF(NEURON, learn_tau=learn),
         lambda xs, tau: lif(ZERO, xs, Neuron(tau("", 3.0), 0.5)),
         ("v",),
     ),
     "ALIF": (
-        lambda learn: ALIF(NEURON, 7.0, 0.9, learn),
+        lambda learn: ALIF(NEURON, 7.0, 0.9, learn_tau=learn),
         lambda xs, tau: alif((ZERO,) * 3, xs, Neuron(tau("", 3.0), 0.5), tau("_a", 7.0), 0.9),
         ("v", "a", "s"),
     ),
     "Synaptic": (
-        lambda learn: Synaptic(NEURON, 4.0, learn),
+        lambda learn: Synaptic(NEURON, 4.0, learn_tau=learn),
         lambda xs, tau: synaptic((ZERO, ZERO), xs, Neuron(tau("", 3.0), 0.5), tau("_syn", 4.0)),
         ("v", "i"),
     ),
-    "LI": (lambda learn: LI(5.0, learn), lambda xs, tau: li(ZERO, xs, tau("", 5.0)), ("v",)),
+    "LI": (lambda learn: LI(5.0, learn_tau=learn), lambda xs, tau: li(ZERO, xs, tau("", 5.0)), ("v",)),
 }
 
 
@@ -89,6 +89,15 @@ def asked(function):
     found = {}
     function(XS[:1], lambda ending, tau: found.setdefault(ending, tau))
     return found
+
+
+def test_time_constants_that_differ_from_the_start():
+    layer, xs = ALIF(NEURON, 7.0, learn_tau=True, tau_spread=0.5), jnp.zeros((1, 2, 400))
+    params = layer.init(jax.random.key(0), xs, temporal_gradient=True)["params"]
+    logs = {name: np.log(tau_of(p) - 1) for name, p in params.items()}
+    for name, tau in (("logit_decay", 3.0), ("logit_decay_a", 7.0)):
+        np.testing.assert_allclose((logs[name].mean(), logs[name].std()), (np.log(tau - 1), 0.5), atol=0.08)
+    assert not np.allclose(logs["logit_decay"] - np.log(2), logs["logit_decay_a"] - np.log(6))
 
 
 def test_neurons_rest_at_their_reset():

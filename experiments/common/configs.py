@@ -46,6 +46,7 @@ class Config:
       cell: of recurrent, whose time constants are all learned.
       lateral: recurrent has lateral weights.
       tau_a: first time constant of the adaptation of alif, in steps.
+      tau_spread: how far the first time constants of its neurons are spread, see `cell_layers.Cells`.
       tau_readout: first time constant of the leaky readout of recurrent, in steps.
       width: multiplies the channels of the other networks.
       rule: training rule, as `str` spells it: "sltt(6)", "sltt_k(2, draw=first)", "bptt(remat=True)",
@@ -89,6 +90,7 @@ class Config:
     cell: Literal["lif", "alif", "synaptic"] = "alif"
     lateral: bool = True
     tau_a: float = 100.0
+    tau_spread: float = 1.0
     tau_readout: float = 20.0
     width: float = 1.0
     rule: str = "sltt"
@@ -352,7 +354,7 @@ def make_model(config: Config, classes: int, *, axis_name: str | None = None) ->
     if config.model == RECURRENT:
         return models.RecurrentNet(
             features=config.features, cell=config.cell, recurrent=config.lateral, tau_a=config.tau_a,
-            tau_readout=config.tau_readout, dropout=config.dropout, **common,
+            tau_spread=config.tau_spread, tau_readout=config.tau_readout, dropout=config.dropout, **common,
         )  # fmt: skip
     if config.model in NF_RESNETS:
         return NF_RESNETS[config.model](width=config.width, **common)

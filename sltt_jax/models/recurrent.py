@@ -28,6 +28,7 @@ class RecurrentNet(nn.Module):
       readout: "li", leaky integrators whose membranes are the outputs, or "lif", neurons whose spikes are.
       tau_readout: time constant of the readout in steps.
       learn_tau: learn all time constants, from these on.
+      tau_spread: of those of the hidden layers, see `Cells`.
       dropout: share of spikes that are dropped, the same ones at every step.
       dtype: of matrix products from layer to layer; by default that of the inputs and parameters. All else is
         at least float32.
@@ -47,6 +48,7 @@ class RecurrentNet(nn.Module):
     readout: str = "li"
     tau_readout: float = 20.0
     learn_tau: bool = True
+    tau_spread: float = 0.0
     dropout: float = 0.0
     dtype: Any = None
 
@@ -62,11 +64,13 @@ class RecurrentNet(nn.Module):
             )
         for n in self.features:
             xs = Dense(n, dtype=self.dtype)(xs)
-            cell = CELLS[self.cell](self.neuron, learn_tau=self.learn_tau, **own.get(self.cell, {}))
+            cell = CELLS[self.cell](
+                self.neuron, learn_tau=self.learn_tau, tau_spread=self.tau_spread, **own.get(self.cell, {})
+            )
             xs = (Recurrent(cell) if self.recurrent else cell)(xs, temporal_gradient=temporal_gradient)
             xs = Dropout(self.dropout, deterministic=not train)(xs)
         xs = at_least_float32(Dense(self.classes, dtype=self.dtype)(xs))
         if self.readout == "li":
-            return LI(self.tau_readout, self.learn_tau)(xs, temporal_gradient=temporal_gradient)
+            return LI(self.tau_readout, learn_tau=self.learn_tau)(xs, temporal_gradient=temporal_gradient)
         neuron = dataclasses.replace(self.neuron, tau=self.tau_readout)
-        return LIF(neuron, self.learn_tau)(xs, temporal_gradient=temporal_gradient)
+        return LIF(neuron, learn_tau=self.learn_tau)(xs, temporal_gradient=temporal_gradient)
