@@ -84,6 +84,7 @@ def test_remat_of_a_layer_that_is_told_by_keyword():
         layer.init(jax.random.key(0), jnp.ones((2, 3, 4)), temporal_gradient=False)
 
 
+@pytest.mark.slow
 def test_memory_is_flat_over_blocks_of_any_length():
     """Over 8 and 64 blocks, where 8 steps would be too few for a chunk of 10."""
     net = two_matrices()

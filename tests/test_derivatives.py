@@ -28,7 +28,9 @@ def loss_by_hand(net, steps):
     return loss
 
 
-@pytest.mark.parametrize("rule", [sltt(), sltt(3), sltt(4), sltt_k(2)], ids=str)
+@pytest.mark.parametrize(
+    "rule", [sltt(), sltt(4), sltt_k(2), pytest.param(sltt(3), marks=pytest.mark.slow)], ids=str
+)
 def test_gradient_of_the_loss_to_the_inputs(rule):
     net = two_matrices()
     through = lambda xs: rule.value_and_grad(net.apply, net.step_loss)(

@@ -22,7 +22,7 @@ EVERYWHERE, BATCH = PartitionSpec(), PartitionSpec(None, "devices")
         (sltt(), True),
         (sltt_k(2), False),
         pytest.param(tbptt(4), False, marks=pytest.mark.slow),
-        (bptt(remat=True), False),
+        pytest.param(bptt(remat=True), False, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -28,6 +28,7 @@ def test_many_weights_and_few_neurons_want_a_long_chunk():
     assert auto_chunk(*arguments("wide", 12), gigabytes=1) == 12
 
 
+@pytest.mark.slow
 def test_it_is_shorter_where_the_block_would_not_stay_in_the_cache(monkeypatch):
     monkeypatch.setattr(chunks, "_CPU_CACHE", 8 * 2**20)
     assert 1 < auto_chunk(*arguments("wide", 60), gigabytes=1) < 60

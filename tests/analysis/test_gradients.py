@@ -154,6 +154,7 @@ def test_steps_add_up_to_the_gradient(name, x64):
     np.testing.assert_allclose(cosine["sltt_k"][chosen], cosine["sltt"][chosen], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_error_signals_are_the_gradients_of_the_biases(x64):
     """Without batch normalisation, summed over the batch: of two layers, at every step, under both rules."""
     n = nets.net("mlp")

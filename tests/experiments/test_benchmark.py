@@ -26,6 +26,7 @@ def interpreter(path, line):
 QUICK = ("--workloads", "mlp_T10", "--precisions", "float32", "--repeats", 1, "--seconds", 0)
 
 
+@pytest.mark.slow
 def test_one_measurement(monkeypatch, tmp_path, capsys):
     """One small measurement, and another one of a missing and of a stuck peer, which resumes the first."""
     bare = interpreter(tmp_path / "bare", f'exec "{sys.executable}" -S "$@"')

@@ -15,6 +15,7 @@ def smallest():
     return dataclasses.replace(cost.recipe(cost.Costs(preset="digits_mlp"))[0], T=1)
 
 
+@pytest.mark.slow
 def test_cost(monkeypatch, tmp_path, capsys):
     args = ("digits_mlp", "--T", 2, 32, "--batch", 16, "--rules", "bptt", "sltt")
     args = (*args, "--workdir", tmp_path)

@@ -69,6 +69,7 @@ def test_where_nothing_agrees():
     assert gradient_agreement.number(math.nan) is None and gradient_agreement.number(0.5) == 0.5
 
 
+@pytest.mark.slow
 def test_one_batch(monkeypatch, tmp_path, capsys):
     args = (*QUICK, "--steps", 3, "--batches", 1, "--workdir", tmp_path)
     assert call(gradient_agreement, monkeypatch, *args) == 0

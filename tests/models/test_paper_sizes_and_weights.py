@@ -33,15 +33,15 @@ def count(tree):
     [
         (ResNet18(), RESNET, 11_176_906, 17),
         (ResNet18(classes=100), RESNET, 11_223_076, 17),
-        (models.ResNet34(), RESNET, 21_288_778, 33),
+        pytest.param(models.ResNet34(), RESNET, 21_288_778, 33, marks=pytest.mark.slow),
         (VGG11(), DVS, 9_476_298, 8),
         (VGG11(classes=11), (1, 128, 128, 2), 9_501_387, 8),
-        (models.VGG13(), DVS, 9_661_194, 10),
-        (models.VGG16(), DVS, 14_973_450, 13),
-        (models.VGG19(), DVS, 20_285_706, 16),
+        pytest.param(models.VGG13(), DVS, 9_661_194, 10, marks=pytest.mark.slow),
+        pytest.param(models.VGG16(), DVS, 14_973_450, 13, marks=pytest.mark.slow),
+        pytest.param(models.VGG19(), DVS, 20_285_706, 16, marks=pytest.mark.slow),
         (NFResNet34(), IMAGENET, 21_797_688, 32),
         (models.NFResNet50(), IMAGENET, 25_557_048, 48),
-        (models.NFResNet101(), (1, 224, 224, 3), 44_549_193, 99),
+        pytest.param(models.NFResNet101(), (1, 224, 224, 3), 44_549_193, 99, marks=pytest.mark.slow),
     ],
 )
 def test_parameters_and_neurons(model, x, parameters, neurons):

@@ -101,7 +101,7 @@ def untimed(records):
 @pytest.mark.parametrize(
     ("save_every", "again"),
     [
-        pytest.param(None, [2, 3], id="from the border of an epoch"),
+        pytest.param(None, [2, 3], id="from the border of an epoch", marks=pytest.mark.slow),
         pytest.param(2, [2, 3], id="from the middle of an epoch"),
     ],
 )

@@ -83,7 +83,9 @@ def test_evaluation_of_a_network_without_neurons():
     assert found.samples == 6 and found.firing_rates == {} and np.isfinite(found.loss)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, bool, np.uint8, np.int32])
+@pytest.mark.parametrize(
+    "dtype", [np.float32, bool, *(pytest.param(t, marks=pytest.mark.slow) for t in (np.uint8, np.int32))]
+)
 def test_masks_of_any_type_leave_padding_out(dtype):
     """The padding is undefined on purpose: multiplied by 0 it would still be undefined."""
     evaluate = jax.jit(training.make_evaluate(MODEL, losses.cross_entropy, ENCODE))
