@@ -1,7 +1,26 @@
-"""Linen networks as the pure functions that rules take.
+"""Modules of Flax Linen, Flax NNX and Equinox as the pure functions that rules take.
 
-The network's `__call__(xs, *, train, temporal_gradient)` works on blocks `[T, B, ...]`; its membranes and
-batch statistics are collections of variables, and together they are the `state` of the rules.
+A Linen network's `__call__(xs, *, train, temporal_gradient)` works on blocks `[T, B, ...]`; its membranes and
+batch statistics are collections of variables, and together they are the `state` of the rules: `init`,
+`at_rest`, `applier`.
+
+Modules of NNX and Equinox are written for one time step, as cells are (`sltt_jax.over_time`), and know
+nothing of rules and blocks: they are called as `module(state, x) -> (state, output)`, on arrays `[B, ...]`,
+with a pytree of all membranes as the state. For instance
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.hidden = nnx.Linear(64, 128, rngs=rngs)
+            self.norm = nnx.BatchNorm(128, rngs=rngs)
+            self.readout = nnx.Linear(128, 10, rngs=rngs)
+
+        def __call__(self, v, x):
+            v, spikes = lif_step(v, self.norm(self.hidden(x)), Neuron(tau=2.0))
+            return v, self.readout(spikes)
+
+    apply, params, rest = from_nnx(Net(nnx.Rngs(0)))
+    state = jnp.zeros((32, 128)), rest
+    (loss, aux), grads = sltt().value_and_grad(apply, losses.cross_entropy)(params, state, inputs, labels)
 """
 
 import functools
@@ -11,6 +30,7 @@ import jax
 import jax.numpy as jnp
 
 from sltt_jax.blocks import Apply, PyTree
+from sltt_jax.cell_blocks import over_time
 from sltt_jax.layers import BATCH_STATS
 
 
@@ -106,6 +126,66 @@ def applier(
         )
         state = {name: changed[name] for name in state}
         return (outputs, {name: changed.get(name, {}) for name in record}) if record else outputs, state
+
+    return apply
+
+
+def from_nnx(model) -> tuple[Apply, PyTree, PyTree]:
+    """Makes a pure function of a module of Flax NNX; see the module's docstring for an example.
+
+    Args:
+      model: an `nnx.Module`, called as `model(state, x) -> (state, output)` of one time step. It is read once
+        and not changed: after `model.eval()` it makes another `apply`, of the same parameters and state.
+
+    Returns:
+      `(apply, params, rest)`: the network, its `nnx.Param`s and all other variables, such as batch statistics
+      and the keys of dropout, which go from step to step. The state of `apply` is `(state, rest)`.
+      `nnx.update(model, params, rest)` puts what was learnt back.
+    """
+    from flax import nnx
+
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+
+    def step(state, x, params):
+        state, rest = state
+        # A copy: NNX lets no module of one trace be changed in another.
+        module = nnx.merge(graph, params, rest, copy=True)
+        state, output = module(state, x)
+        return (state, nnx.state(module, nnx.Not(nnx.Param))), output
+
+    return _of_steps(step), params, rest
+
+
+def from_equinox(model) -> tuple[Apply, PyTree]:
+    """Makes a pure function of a module of Equinox.
+
+    Args:
+      model: an `equinox.Module`, called as `model(state, x) -> (state, output)` of one time step. The layers
+        of Equinox are of one sample, so it calls them as `jax.vmap(layer)(x)`.
+
+    Returns:
+      `(apply, params)`: the network, and its floating point arrays in a module whose other leaves are None;
+      `equinox.combine(params, model)` puts what was learnt back.
+
+    Raises:
+      ModuleNotFoundError: Equinox is not installed.
+    """
+    try:
+        import equinox as eqx
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("from_equinox needs Equinox: pip install equinox") from error
+
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+    step = lambda state, x, params: eqx.combine(params, static)(state, x)
+    return _of_steps(step), params
+
+
+def _of_steps(step) -> Apply:
+    block = over_time(step)
+
+    def apply(params, state, xs, *, temporal_gradient):
+        state, outputs = block(state, _floating(xs), params, temporal_gradient=temporal_gradient)
+        return outputs, state
 
     return apply
 

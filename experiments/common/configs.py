@@ -40,6 +40,8 @@ class Config:
       train_samples: training samples that are used; all by default.
       test_samples: likewise.
       validation: share of the training samples that is kept from training, to select an epoch by.
+      encoding: of images: "direct", the same analogue image at each step, or spikes: pixels as "rate", as
+        "latency", or the latencies of a "population" of four neurons a pixel with receptive fields.
       preprocessing: of the frames of dvs_cifar10, "paper" as its authors trained on, see cameras.py.
       model: the network.
       features: units or channels of the hidden layers, of mlp, convnet and recurrent.
@@ -84,6 +86,7 @@ class Config:
     train_samples: int | None = None
     test_samples: int | None = None
     validation: float = 0.0
+    encoding: Literal["direct", "rate", "latency", "population"] = "direct"
     preprocessing: Literal["counts", "paper"] = "counts"
     model: Model = "convnet"
     features: tuple[int, ...] = (32, 64)

@@ -24,6 +24,14 @@ FLAT = "mlp", RECURRENT  # networks of inputs [T, B, features]
 Loader = Callable[[Path, Config, bool], data.ArrayData]
 
 
+def _population(T: int, *, high: float, augmentation: encoders.Augmentation | None) -> encoders.Encoder:
+    return encoders.population(encoders.latency(T, augmentation=augmentation), 4, high=high)
+
+
+# Encodings of images as spikes: `make(T, *, high, augmentation) -> Encoder` of values in 0..high.
+ENCODERS = {"rate": encoders.rate, "latency": encoders.latency, "population": _population}
+
+
 @dataclasses.dataclass(frozen=True)
 class Spec:
     """A data set.
@@ -49,8 +57,17 @@ class Spec:
     augmentation: encoders.Augmentation | None = None
 
     def encoder(self, config: Config) -> encoders.Encoder:
-        """Makes a batch the network's input of T steps."""
-        if self.events:
+        """Makes a batch the network's input of T steps.
+
+        Raises:
+          ValueError: an encoding of images for events.
+        """
+        if config.encoding != "direct":
+            if self.events:
+                raise ValueError(f"encoding={config.encoding} is for images, got {config.data!r}")
+            make, high = ENCODERS[config.encoding], 255.0 if self.pixels else 1.0
+            encode = make(config.T, high=high, augmentation=self.augmentation)
+        elif self.events:
             scale = 1 / 255 if config.preprocessing == "paper" else None
             encode = encoders.event_frames(augmentation=self.augmentation, scale=scale)
         elif self.sequence:

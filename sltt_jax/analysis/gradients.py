@@ -47,7 +47,8 @@ class Report(NamedTuple):
 
     Attributes:
       overall: of all parameters together.
-      layers: of the parameters under each first key of their tree (with Linen, a module of the network).
+      layers: of the parameters of each layer: those under a first key of their tree (with Linen, a module of
+        the network), or under a number where there is a list or tuple of layers ("0", "hidden/0").
       parameters: of each, named by its path ("Dense_0/kernel").
     """
 
@@ -80,7 +81,7 @@ def compare(gradient: PyTree, reference: PyTree) -> Agreement:
 
 
 def report(gradient: PyTree, reference: PyTree) -> Report:
-    """Compares two trees of arrays as a whole, by first key and by leaf.
+    """Compares two trees of arrays as a whole, by layer and by leaf.
 
     Raises:
       ValueError: the trees differ, or the shapes in them.
@@ -91,10 +92,20 @@ def report(gradient: PyTree, reference: PyTree) -> Report:
     layers, parameters = {}, {}
     for i, path in enumerate(paths):
         name = lambda keys: jax.tree_util.keystr(keys, simple=True, separator="/")
-        layers.setdefault(name(path[:1]), []).append(i)
+        layers.setdefault(name(_layer(path)), []).append(i)
         parameters[name(path)] = [i]
     part = lambda members: compare([a[i] for i in members], [b[i] for i in members])
     return Report(overall, *({k: part(v) for k, v in group.items()} for group in (layers, parameters)))
+
+
+def _layer(path):
+    """Cuts the path of a leaf after the first number in it, or else after its first key.
+
+    A number that names the leaf itself does not count: `{"dense": (w, b)}` is one layer.
+    """
+    # NNX has numbers as keys of a dict in the place of a list.
+    numbers = [isinstance(getattr(key, "idx", getattr(key, "key", None)), int) for key in path[:-1]]
+    return path[: numbers.index(True) + 1] if True in numbers else path[:1]
 
 
 def agreement(

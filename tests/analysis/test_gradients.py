@@ -111,6 +111,24 @@ class TestCompare:
         expected = (12 / (math.sqrt(10) * 5), math.sqrt(1 + 1 + 9) / 5, 1 / 2, 5)
         np.testing.assert_allclose(got, expected, rtol=1e-6)
 
+    @pytest.mark.parametrize(
+        ("tree", "layers"),
+        [
+            ([(1, 2), (3, 4)], {"0": (1, 2), "1": (3, 4)}),
+            ((1, 2), {"0": (1,), "1": (2,)}),
+            ({"in": {"w": 1, "b": 2}, "out": (3, 4)}, {"in": (2, 1), "out": (3, 4)}),
+            ({"net": {"hidden": [{"w": 1}, {"w": 2}]}, "out": 3}, None),
+            ({"net": {"hidden": {0: {"w": 1}, 1: {"w": 2}}}, "out": 3}, None),
+        ],
+    )
+    def test_layers(self, tree, layers):
+        layers = layers or {"net/hidden/0": (1,), "net/hidden/1": (2,), "out": (3,)}
+        tree = jax.tree.map(float, tree)
+        found = agree.report(tree, tree).layers
+        assert set(found) == set(layers)
+        for name, numbers in layers.items():
+            np.testing.assert_allclose(found[name].norm, math.hypot(*numbers), rtol=1e-6)
+
     def test_scale_is_error_and_not_angle(self):
         b = {"w": jnp.asarray([1.0, -2.0, 0.5])}
         for scale, cosine, sign in ((1, 1, 1), (3, 1, 1), (-1, -1, 0)):

@@ -66,3 +66,92 @@ def test_pixels_in_turn():
     for wrong in (0, 3):
         with pytest.raises(ValueError, match=f"T must divide the 16 pixels of an image, got {wrong}"):
             encoders.pixel_sequence(wrong, 16)
+
+
+def test_rate(compiled):
+    """Of 4,000 draws the share that spikes is within five standard deviations of the value."""
+    x = np.array([[0.0, 0.2, 1.0], [-3.0, 0.5, 9.0]], np.float32)
+    encode = compiled(encoders.rate(4000))
+    spikes = encode(x, KEY)
+    chex.assert_type(spikes, jnp.uint8)
+    p = np.clip(x, 0, 1)
+    np.testing.assert_array_less(abs(spikes.mean(0) - p), 5 * np.sqrt(p * (1 - p) / 4000) + 1e-6)
+    assert abs(np.corrcoef(spikes[1:, 1, 1], spikes[:-1, 1, 1])[0, 1]) < 0.1  # steps are drawn apart
+    assert (spikes != encode(x, jax.random.key(1))).any()
+    chex.assert_trees_all_equal(encode(x, None), encode(x, None))
+    np.testing.assert_allclose(encode(x, None).mean(0), p, atol=0.05)
+
+
+def test_rate_of_pixels_and_augmentation(compiled):
+    spikes = compiled(encoders.rate(2000, high=255, augmentation=mirror))(X, KEY)
+    np.testing.assert_allclose(spikes.mean(0), X[:, :, ::-1] / 255, atol=0.06)
+
+
+def test_latency(compiled):
+    """T = 5: 0.76 spikes at round(4 * 0.24) = 1, and 0.01 is not above the threshold."""
+    x = np.array([[1.0, 0.76, 0.5, 0.05, 0.01, 0.0, 2.0]])
+    spikes = compiled(encoders.latency(5))(x, KEY)
+    chex.assert_type(spikes, jnp.uint8)
+    chex.assert_shape(spikes, (5, 1, 7))
+    assert [np.flatnonzero(s).tolist() for s in spikes[:, 0].T] == [[0], [1], [2], [4], [], [], [0]]
+    pixels = compiled(encoders.latency(5, high=255, augmentation=mirror))(X, KEY)
+    chex.assert_trees_all_equal(pixels, encoders.latency(5)(X[:, :, ::-1] / 255, None))
+    assert encoders.latency(1)(x, None).tolist() == [[[1, 1, 1, 1, 0, 0, 1]]]
+
+
+def test_latency_of_a_membrane(compiled):
+    """tau = 4, threshold 0.2: 4 log(1/0.8) = 0.89, 4 log 2 = 2.77, 4 log(0.21/0.01) = 12.2 is too late."""
+    x = np.array([[1.0, 0.4, 0.21, 0.2, 0.0]], np.float32)
+    spikes = compiled(encoders.latency(10, tau=4.0, threshold=0.2))(x, None)
+    assert [np.flatnonzero(s).tolist() for s in spikes[:, 0].T] == [[1], [3], [], [], []]
+
+
+def test_delta(compiled):
+    x = np.array([5, 5, 7, 6, 6, 3, 4], np.uint8)[None, :, None]  # [1, 7, 1]; 6 - 7 must not become 255
+    spikes = compiled(encoders.delta(2.0))(np.concatenate([x, 2 * x], -1), None)
+    chex.assert_type(spikes, jnp.uint8)
+    on, off = [0, 0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1, 0]
+    twice = [0, 0, 1, 0, 0, 0, 1], [0, 0, 0, 1, 0, 1, 0]
+    assert spikes[:, 0].T.tolist() == [on, twice[0], off, twice[1]]
+    flipped = encoders.delta(2.0, augmentation=lambda key, x: x[:, ::-1])(x, KEY)
+    assert flipped[:, 0, 0].tolist() == [0, 0, 1, 0, 0, 0, 0] and flipped[5, 0, 1] == 1
+    with pytest.raises(ValueError, match=r"sequences \[B, T, ..., C\], got shape \(1, 7\)"):
+        encoders.delta(2.0)(x[..., 0], None)
+
+
+def test_population(compiled):
+    """Four neurons over 0..2: centres -0.5, 0.5, 1.5 and 2.5, sigma = 1 / 2."""
+    x = np.array([[0.5, 2.0]], np.float32)
+    inputs = compiled(encoders.population(encoders.direct(3), 4, high=2.0, beta=2.0))(x, None)
+    near, far, farther = np.exp(-0.5), np.exp(-4.5), np.exp(-12.5)
+    expected = [np.exp(-2), 1, np.exp(-2), np.exp(-8), farther, far, near, near]
+    assert inputs.T == 3
+    np.testing.assert_allclose(inputs.x, [expected], rtol=1e-5)
+    # Spikes at round(9 (1 - r)): 0.135 at 8, 0.607 at 4, and 0.011 is above the threshold.
+    spikes = compiled(encoders.population(encoders.latency(10), 4, high=2.0, beta=2.0))(x, None)
+    assert [np.flatnonzero(s).tolist() for s in spikes[:, 0].T] == [[8], [0], [8], [], [], [9], [4], [4]]
+    maps = encoders.population(encoders.rate(2, high=1), 5, high=255)(X, None)
+    chex.assert_shape(maps, (2, 2, 1, 2, 10))
+    with pytest.raises(ValueError, match=r"values \[B, ..., C\], got shape \(3,\)"):
+        encoders.population(encoders.direct(3), 4)(np.zeros(3), None)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: encoders.rate(0), "T must be >= 1, got 0"),
+        (lambda: encoders.latency(0), "T must be >= 1, got 0"),
+        (lambda: encoders.rate(2, low=1.0), "low must be below high, got 1.0 and 1.0"),
+        (lambda: encoders.latency(2, low=2.0), "low must be below high, got 2.0 and 1.0"),
+        (lambda: encoders.latency(2, threshold=0.0), "threshold must be between 0 and 1, got 0.0"),
+        (lambda: encoders.latency(2, threshold=1.0), "threshold must be between 0 and 1, got 1.0"),
+        (lambda: encoders.latency(2, tau=0.0), r"tau must be > 0 \(in time steps\), got 0.0"),
+        (lambda: encoders.delta(0.0), "threshold must be > 0, got 0.0"),
+        (lambda: encoders.population(encoders.direct(2), 2), "neurons must be >= 3, got 2"),
+        (lambda: encoders.population(encoders.direct(2), 4, beta=0.0), "beta must be > 0, got 0.0"),
+        (lambda: encoders.population(encoders.direct(2), 4, high=0.0), "low must be below high"),
+    ],
+)
+def test_what_no_encoder_can_do(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,5 +1,6 @@
 """The data sets by name."""
 
+import jax
 import numpy as np
 import pytest
 from common import data_sets
@@ -29,3 +30,19 @@ def test_made_up_data_can_be_learnt(name):
     distances = np.linalg.norm(flat(made.test_x)[:, None] - means, axis=-1)
     assert (distances.argmin(-1) == made.test_y).mean() > 0.8
     assert len(np.unique(made.train_y)) == 10
+
+
+@pytest.mark.parametrize(("name", "white"), [("digits", 1.0), ("mnist", 255)])
+def test_images_as_spikes(name, white):
+    """Of an image whose left half is black and whose right half is white; the key is that of evaluation."""
+    form, expected = data_sets.SPECS[name], {"rate": (0, 8), "latency": (0, 1), "population": (3, 3)}
+    x = np.zeros((1, *form.shape), np.float32 if white == 1 else np.uint8)
+    x[:, :, form.shape[1] // 2 :] = white
+    for encoding, spikes in expected.items():
+        found = form.encoder(Config(name, name, encoding=encoding, T=8))(x, None)
+        height, width, _ = form.shape
+        assert found.dtype == np.uint8 and found.shape[:4] == (8, 1, height, width)
+        count = np.asarray(found).sum((0, -1))[0]
+        assert (count[:, : width // 2] == spikes[0]).all() and (count[:, width // 2 :] == spikes[1]).all()
+    flat = form.encoder(Config(name, name, encoding="rate", model="mlp", T=8))(x, jax.random.key(0))
+    assert flat.shape == (8, 1, x.size)

@@ -68,6 +68,10 @@ from tests.common.scripts import assert_refused, call, unboxed
         (("digits", "--validation", 1.5), "validation must be in 0..1, got 1.5"),
         (("digits", "--select", "validation"), "needs a share of the training samples"),
         (("digits", "--preprocessing", "paper"), "preprocessing=paper is for dvs_cifar10"),
+        (
+            ("nmnist", "--encoding", "rate", "--made", "--batch-size", 64),
+            "encoding=rate is for images, got 'nmnist'",
+        ),
         (("digits_mlp", "--chunk", "auto", "--rule", "bptt"), "chunk=auto is for sltt, got rule bptt"),
         (("digits_mlp", "--chunk", "auto", "--gigabytes", 1e-6), "more than the 1e-06 GB given"),
         (("digits_mlp", "--sync-batch-stats"), "mlp has no batch statistics"),
