@@ -6,9 +6,10 @@ takes about half an hour on two cores; one that was stopped is resumed. Writes t
 picture for every task. What is asked at the last step came at the first (recall), at both (xor), or row by
 row (digits); spoken digits (fsdd) come as spikes of a filter bank, and are asked for at every step.
 
-All networks have two hidden layers of LIF neurons without recurrent weights, so that a membrane is the only
-memory: it keeps 1 - 1/tau of itself in a step. A cue that is d steps ago reaches the answer through it, and
-its gradient comes back through it, but not under SLTT, whose gradient to the weights of the cue is exactly 0.
+All networks have two hidden layers of LIF neurons, by default without lateral weights, so that a membrane is
+the only memory: it keeps 1 - 1/tau of itself in a step. A cue that is d steps ago reaches the answer through
+it, and its gradient comes back through it, but not under SLTT, whose gradient to the weights of the cue is
+exactly 0. With `--lateral` spikes also go from neuron to neuron of a layer, a step later.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ from common.rule_flags import steps_needed
 from plots.temporal import plot_delays, plot_taus
 from tqdm import tqdm
 
-from sltt_jax import Neuron, Rule, bptt, lif, parse_rule, run, sltt
+from sltt_jax import Neuron, Rule, bptt, lif, lif_step, over_time, parse_rule, recurrent, run, sltt
 from sltt_jax.analysis import compare, horizon
 from sltt_jax.data import temporal
 from sltt_jax.data.events.spoken_digits import load_fsdd
@@ -57,6 +58,7 @@ class Limits:
       updates: of Adam.
       batch_size: samples an update.
       units: of each hidden layer.
+      lateral: the hidden layers have weights from neuron to neuron.
       data_dir: directory of the data sets, for fsdd.
       workdir: directory of what is written.
     """
@@ -68,6 +70,7 @@ class Limits:
     updates: int = 500
     batch_size: int = 64
     units: int = 64
+    lateral: bool = False
     data_dir: Path = Path("data")
     workdir: Path = Path("runs/temporal_limits")
 
@@ -164,14 +167,21 @@ def load(task: Task, delay: int | None, seed: int, data_dir: Path) -> tuple[Samp
     return train, test, parts[0].without_memory
 
 
-def init(key: jax.Array, x: jax.Array, units: int, classes: int) -> list[jax.Array]:
-    """Three random matrices; currents of the first have a standard deviation of about 1 where input is."""
-    keys = jax.random.split(key, 3)
+def init(key: jax.Array, x: jax.Array, units: int, classes: int, lateral: bool = False) -> list[jax.Array]:
+    """Three random matrices, and two lateral ones.
+
+    Currents of the first have a standard deviation of about 1 where input is.
+    """
+    keys = jax.random.split(key, 5)
     power = jnp.square(x).sum(-1)
     power = power.sum() / (power > 0).sum()
     scales = 1 / jnp.sqrt(power), 2 / math.sqrt(units), 1 / math.sqrt(units)
-    shapes = (x.shape[-1], units), (units, units), (units, classes)
-    return [s * jax.random.normal(k, n) for k, n, s in zip(keys, shapes, scales, strict=True)]
+    scales += (1 / math.sqrt(units),) * 2 if lateral else ()
+    shapes = (x.shape[-1], units), (units, units), (units, classes), (units, units), (units, units)
+    return [s * jax.random.normal(k, n) for k, n, s in zip(keys, shapes, scales, strict=False)]
+
+
+laterally = over_time(recurrent(lif_step))
 
 
 def network(tau: jax.Array):
@@ -180,11 +190,13 @@ def network(tau: jax.Array):
 
     def apply(params, state, inputs, *, temporal_gradient):
         xs, asked = inputs
+        first, second, readout, *lateral = params
         states = []
-        for w, v in zip(params, state, strict=False):
-            v, xs = lif(v, xs @ w, neuron, temporal_gradient=temporal_gradient)
-            states.append(v)
-        answer = (xs @ params[-1]) * asked[..., None]
+        for i, (w, before) in enumerate(zip((first, second), state, strict=True)):
+            cells, weights = (laterally, (lateral[i],)) if lateral else (lif, ())
+            after, xs = cells(before, xs @ w, *weights, neuron, temporal_gradient=temporal_gradient)
+            states.append(after)
+        answer = (xs @ readout) * asked[..., None]
         return (answer, asked), states
 
     return apply
@@ -200,7 +212,8 @@ def gradient(rule: Rule, params, tau, samples: Samples):
     """The gradient of the mean loss over the steps that are asked under a rule, and the answers."""
     x, y, asked = samples
     inputs = jnp.moveaxis(x, 1, 0), jnp.broadcast_to(asked[:, None], (x.shape[1], len(x))).astype(x.dtype)
-    state = [jnp.zeros((len(x), w.shape[1])) for w in params[:-1]]
+    rest = jnp.zeros((len(x), params[0].shape[1]))
+    state = [(rest, rest) if len(params) > 3 else rest] * 2
     (_, aux), grads = rule.value_and_grad(network(tau), step_loss)(params, state, inputs, y)
     scale = len(asked) / asked.sum()
     return jax.tree.map(lambda g: scale * g, grads), aux.outputs[0]
@@ -214,7 +227,7 @@ def cosine(gradient, exact):
 def fit(rule: Rule, settings: Limits, classes: int, train: Samples, test: Samples, tau, key):
     """Trains one network and returns what is reported of it, as scalars."""
     init_key, key = jax.random.split(key)
-    params = init(init_key, train.x, settings.units, classes)
+    params = init(init_key, train.x, settings.units, classes, settings.lateral)
     few = train._replace(x=train.x[:256], y=train.y[:256])
     exact, grads = (gradient(r, params, tau, few)[0] for r in (bptt(), rule))
     optimizer = optax.adam(3e-3)

@@ -109,6 +109,17 @@ def test_the_loss_is_of_the_steps_that_are_asked(gradients):
     assert float(jnp.abs(readout[0] - readout[1]).max()) > 1e-3
 
 
+@pytest.mark.slow
+def test_lateral_weights_learn(gradients):
+    """Under both rules, and they are a path over time that sltt does not see."""
+    x = jax.random.normal(jax.random.key(0), (5, 4, 4))
+    samples = temporal_limits.Samples(x, jnp.asarray([0, 1, 1, 0, 1]), jnp.ones(4, bool))
+    params = temporal_limits.init(jax.random.key(0), x, 6, 2, lateral=True)
+    cut, exact = (gradients[rule](params, 2.0, samples)[0] for rule in (sltt(), bptt()))
+    for a, b in zip(cut[3:], exact[3:], strict=True):
+        assert float(jnp.abs(a).max()) > 1e-4 and float(jnp.abs(a - b).max()) > 0.05 * float(jnp.abs(b).max())
+
+
 def test_a_cue_at_the_first_step_gets_a_gradient_from_bptt_alone(gradients):
     """Inputs 0 and 1 are there at the first step, 2 and 3 at the last, which is asked."""
     x = jnp.zeros((5, 3, 4)).at[:, 0, :2].set(3.0).at[:, 2, 2:].set(3.0)
