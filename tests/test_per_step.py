@@ -11,7 +11,7 @@ from sltt_jax import PerStep, Repeat, bptt, losses, sltt, sltt_k, stream, tbptt
 from sltt_jax.analysis import agreement, assert_memory_flat, cost_over_time, step_gradients
 from tests.common.nets import BATCH, KEY, T, assert_close, difference, net, program
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = pytest.mark.usefixtures("x64", "quick_compile")
 
 # Blocks of 4 leave one of 2.
 CUT = [sltt(), sltt(2), sltt(4), sltt(T), sltt_k(T, draw="last")]
@@ -59,7 +59,14 @@ def by_hand(temporal):
     return loss(n.params)
 
 
-@pytest.mark.parametrize("rule", [*CUT, *EXACT], ids=str)
+def some_slow(rules, fast):
+    """All rules as parameters of a test, those that are not among `fast` in the slow suite."""
+    return [rule if rule in fast else pytest.param(rule, marks=pytest.mark.slow) for rule in rules]
+
+
+@pytest.mark.parametrize(
+    "rule", some_slow([*CUT, *EXACT], [sltt(), sltt(4), bptt(), bptt(4, remat=True)]), ids=str
+)
 def test_every_rule_is_the_loop_written_out(rule):
     (loss, aux), grads = gradient(rule, PerStep(target()))
     expected, expected_grads = by_hand(rule in EXACT)
@@ -78,8 +85,10 @@ def test_a_step_has_its_own_target_and_no_other():
 @pytest.mark.parametrize(
     ("rule", "repeat"),
     [
-        *((rule, False) for rule in (bptt(4), bptt(remat=True), tbptt(4), sltt(), sltt_k(3))),
-        (sltt(), True),
+        (tbptt(4), False),
+        (sltt_k(3), False),
+        *(pytest.param(rule, False, marks=pytest.mark.slow) for rule in (bptt(4), bptt(remat=True), sltt())),
+        pytest.param(sltt(), True, marks=pytest.mark.slow),
         (sltt(4), True),
     ],
     ids=str,
@@ -94,7 +103,7 @@ def test_the_same_target_at_every_step_is_a_plain_one(rule, repeat):
     assert_close(of_steps, plain, 1e-13)
 
 
-@pytest.mark.parametrize("rule", [sltt(), sltt(4), tbptt(4), sltt_k(3)], ids=str)
+@pytest.mark.parametrize("rule", some_slow([sltt(), sltt(4), tbptt(4), sltt_k(3)], [sltt(4)]), ids=str)
 def test_a_stream_takes_the_targets_of_a_block_at_a_time(rule):
     n, size = net("two_matrices"), rule.block_steps
     seen = []
@@ -179,15 +188,15 @@ def test_a_time_axis_that_is_not_the_inputs_or_not_said(rule, target, message):
     apply = lambda params, state, xs, *, temporal_gradient: (xs * params, state)
     f = rule.value_and_grad(apply, lambda o, y: jnp.mean(o))
     with pytest.raises(ValueError, match=message):
-        f(jnp.ones(3), (), jnp.ones((4, 2, 3)), target)
+        f(jnp.ones((1, 1, 3)), (), jnp.ones((4, 2, 3)), target)
     if rule != bptt():
         blocks = (np.ones((rule.block_steps, 2, 3)) for _ in range(4 // rule.block_steps))
         with pytest.raises(ValueError, match=message):
-            stream(rule, apply, lambda o, y: jnp.mean(o))(jnp.ones(3), (), blocks, target, T=4)
+            stream(rule, apply, lambda o, y: jnp.mean(o))(jnp.ones((1, 1, 3)), (), blocks, target, T=4)
 
 
 @pytest.mark.parametrize("shape", [(), (2,), (2, 3), (4, 3), (3, 2, 3), (4, 2), (4, 3, 3), (4, 2, 3, 1)])
 def test_plain_targets_that_are_none_of_steps(shape):
     apply = lambda params, state, xs, *, temporal_gradient: (xs * params, state)
     f = sltt().value_and_grad(apply, lambda o, y: jnp.mean(o))
-    assert f(jnp.ones(3), (), jnp.ones((4, 2, 3)), np.ones(shape))[0][0] == 1
+    assert f(jnp.ones((1, 1, 3)), (), jnp.ones((4, 2, 3)), np.ones(shape))[0][0] == 1

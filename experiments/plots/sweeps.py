@@ -1,4 +1,4 @@
-"""The pictures of k_tradeoff.py and ablation.py."""
+"""The pictures of k_tradeoff.py, ablation.py and sequences.py."""
 
 from pathlib import Path
 
@@ -64,4 +64,16 @@ def plot_ablation(rows: list[dict], path: Path, *, title: str):
     grid[1, 0].set_ylabel("cosine of SLTT's with\nBPTT's gradient, trained")
     lines, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(lines, labels, loc="outside lower center", ncols=len(taus) * 2, fontsize=8)
+    save(figure, path, title)
+
+
+def plot_accuracy_of_memory(rows: list[dict], path: Path, *, title: str):
+    """Accuracy over the temporaries of an update, a point for every rule."""
+    figure, axes = plt.subplots(figsize=(6, 3.8), layout="constrained")
+    for i, row in enumerate(rows):
+        mean, std = (100 * value for value in row["test_accuracy"])
+        memory = row["temp_bytes"] / 2**20
+        axes.errorbar(memory, mean, std, fmt="o", capsize=3, color=f"C{i}", label=row["rule"])
+    axes.set(xlabel="temporaries of an update (MiB)", ylabel="test accuracy (%)", xscale="log")
+    axes.legend(fontsize=8)
     save(figure, path, title)

@@ -227,7 +227,7 @@ def make_evaluate(
         rates = jax.tree_util.tree_leaves_with_path(recorded[FIRING_RATE])
         asked = mask  # [B], or [T, B]
         if weight is not None:
-            asked = mask & (weight != 0)
+            asked = jnp.broadcast_to(mask, weight.shape) & (weight != 0)
             loss = jnp.where(asked, loss, 0)
         mask = mask if per_step else asked
         # Left out, and not multiplied by 0: what is made of padding may be NaN.

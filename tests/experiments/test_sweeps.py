@@ -10,6 +10,7 @@ import k_tradeoff
 import precision
 import pytest
 import scaling
+import sequences
 from common import sweeps
 
 from tests.common.scripts import assert_picture, assert_refused, call
@@ -42,6 +43,28 @@ def test_k_tradeoff(monkeypatch, tmp_path, capsys):
 
 def summary(workdir):
     return json.loads((workdir / "summary.json").read_text())
+
+
+@pytest.mark.slow
+def test_sequences(monkeypatch, tmp_path, capsys):
+    few = ("--train-samples", 32, "--test-samples", 16, "--epochs", 1, "--T", 12, "--seeds", 2)
+    rules = ("--rules", "bptt", "sltt(4)", "--lrs", 0.01, 0.003)
+    args = ("qtdb", "--reduced", "--made", *few, *rules, "--workdir", tmp_path)
+    assert call(sequences, monkeypatch, *args) == 0
+    rows = json.loads((tmp_path / "sequences.json").read_text())["rows"]
+    assert [(row["rule"], row["lr"]) for row in rows] == [("bptt", 0.01), ("sltt(4)", 0.003)]
+    assert rows[0]["temp_bytes"] > rows[1]["temp_bytes"] > 0
+    assert (tmp_path / "sequences.md").read_text() in capsys.readouterr().out
+    assert_picture(tmp_path / "sequences.png")
+    assert (
+        summary(tmp_path / "sltt(4)" / "0")["parameters_sha256"]
+        != summary(tmp_path / "bptt" / "0")["parameters_sha256"]
+    )
+
+
+def test_learning_rates_are_one_for_each_rule():
+    with pytest.raises(ValueError, match=r"lrs must be one for each of 2 rules, got \(0.1,\)"):
+        sequences.Sequences.of("qtdb", rules=("bptt", "sltt"), lrs=(0.1,))
 
 
 @pytest.mark.slow
