@@ -64,8 +64,8 @@ def by_hand(currents):
         for x in xs:
             if not temporal_gradient:
                 v, s = jax.lax.stop_gradient((v, s))
-            v, s = lif_step(v, currents(params, x) + s @ lateral + c, NEURON)
-            outputs.append(s @ readout + d)
+            v, s = lif_step(v, currents(params, x) + s @ lateral + c[None], NEURON)
+            outputs.append(s @ readout + d[None])
         return jnp.stack(outputs), (v, s)
 
     return apply
@@ -90,8 +90,8 @@ def test_nnx(of_nnx, rule):
 
     def normalised(params, x):
         (w, b), *_ = params
-        x = x @ w + b
-        return (x - x.mean(0)) / jnp.sqrt(x.var(0) + 1e-5)
+        x = x @ w + b[None]
+        return (x - x.mean(0, keepdims=True)) / jnp.sqrt(x.var(0, keepdims=True) + 1e-5)
 
     tree = lambda p: [(layer.kernel[...], layer.bias[...]) for layer in (*p.layers.values(), p.readout)]
     (loss, aux), grads = gradient(rule, apply, params, (AT_REST, rest))
@@ -134,7 +134,7 @@ def test_equinox(rule):
     apply, params = functional.from_equinox(EquinoxNet(KEY))
     tree = lambda p: [(layer.weight.T, layer.bias) for layer in (*p.layers, p.readout)]
     found = gradient(rule, apply, params, AT_REST)
-    currents = lambda params, x: 4 * (x @ params[0][0] + params[0][1])
+    currents = lambda params, x: 4 * (x @ params[0][0] + params[0][1][None])
     hand = gradient(rule, by_hand(currents), tree(params), AT_REST)
     np.testing.assert_allclose(found[0][0], hand[0][0], rtol=1e-5)
     chex.assert_trees_all_close(tree(found[1]), hand[1], rtol=1e-4, atol=1e-6)

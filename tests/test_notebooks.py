@@ -30,8 +30,14 @@ def pictures(cell):
     return sum("image/png" in output["data"] for output in of_kind(cell, "display_data"))
 
 
-def test_there_are_four():
-    assert len(NOTEBOOKS) == 4
+def test_there_are_five():
+    assert len(NOTEBOOKS) == 5
+
+
+def test_the_script_of_the_electrocardiograms_is_short():
+    cells = nbformat.read(FOLDER / "05_cells_of_your_own.ipynb", as_version=4).cells
+    (script,) = (cell.source for cell in cells if "def train(rule" in cell.source)
+    assert sum(bool(line) for line in script.splitlines()) <= 40
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:zmq")

@@ -60,10 +60,10 @@ class Spec:
         """Makes a batch the network's input of T steps.
 
         Raises:
-          ValueError: an encoding of images for events.
+          ValueError: an encoding of images for what is seen otherwise.
         """
         if config.encoding != "direct":
-            if self.events:
+            if self.events or self.sequence:
                 raise ValueError(f"encoding={config.encoding} is for images, got {config.data!r}")
             make, high = ENCODERS[config.encoding], 255.0 if self.pixels else 1.0
             encode = make(config.T, high=high, augmentation=self.augmentation)
