@@ -1,5 +1,7 @@
 """Layers of cells in Linen: the functions of `cells`, with their states and parameters in collections."""
 
+from functools import partial
+
 import chex
 import flax.linen as nn
 import jax
@@ -28,6 +30,20 @@ from sltt_jax.time_constants import tau_of
 from tests.common.nets import assert_close, difference, squared_error
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+def init(layer, xs):
+    """Variables of a layer, drawn by one program."""
+    draw = jax.jit(partial(layer.init, temporal_gradient=True))
+    return dict(draw(jax.random.key(0, impl="rbg"), xs))
+
+
+def outputs_of(layer, variables, xs, *mutable):
+    """Outputs of a layer without temporal gradient, and what it changed."""
+    return jax.jit(partial(layer.apply, temporal_gradient=False, mutable=["membrane", *mutable]))(
+        variables, xs
+    )
+
 
 T, B, N = 5, 3, 6
 NEURON = Neuron(tau=3.0, v_threshold=0.5)
@@ -61,19 +77,17 @@ LAYERS = {
 def test_a_layer_is_its_function(name, learn):
     make, function, names = LAYERS[name]
     layer = make(learn)
-    variables = layer.init(jax.random.key(0), XS, temporal_gradient=True)
+    variables = init(layer, XS)
     assert variables["membrane"].keys() == {*names} and ("params" in variables) == learn
     params = variables.pop("params", {})
     chex.assert_trees_all_close(jax.tree.map(tau_of, params), {
         "logit_decay" + ending: jnp.full(N, tau) for ending, tau in asked(function).items()
     } if learn else {}, rtol=1e-6)  # fmt: skip
     params = jax.tree.map(lambda p: p + 0.3 * jnp.arange(N), params)  # other taus for every channel
-    state, mutable = variables["membrane"], ["membrane", FIRING_RATE]
-    ys, changed = layer.apply(
-        {"params": params, "membrane": state}, XS, temporal_gradient=False, mutable=mutable
-    )
+    variables = {"params": params, "membrane": variables["membrane"]}
+    ys, changed = outputs_of(layer, variables, XS, FIRING_RATE)
     learned = lambda ending, tau: tau_of(params["logit_decay" + ending])[None] if learn else tau
-    end, expected = function(XS, learned)
+    end, expected = jax.jit(lambda xs: function(xs, learned))(XS)
     chex.assert_trees_all_close(ys, expected, atol=1e-6)
     by_name = dict(zip(names, end if isinstance(end, tuple) else (end,), strict=True))
     chex.assert_trees_all_close(changed["membrane"], by_name, atol=1e-5)
@@ -93,7 +107,7 @@ def asked(function):
 
 def test_time_constants_that_differ_from_the_start():
     layer, xs = ALIF(NEURON, 7.0, learn_tau=True, tau_spread=0.5), jnp.zeros((1, 2, 400))
-    params = layer.init(jax.random.key(0), xs, temporal_gradient=True)["params"]
+    params = init(layer, xs)["params"]
     logs = {name: np.log(tau_of(p) - 1) for name, p in params.items()}
     for name, tau in (("logit_decay", 3.0), ("logit_decay_a", 7.0)):
         np.testing.assert_allclose((logs[name].mean(), logs[name].std()), (np.log(tau - 1), 0.5), atol=0.08)
@@ -102,16 +116,16 @@ def test_time_constants_that_differ_from_the_start():
 
 def test_neurons_rest_at_their_reset():
     layer = ALIF(Neuron(v_reset=-0.5))
-    state = layer.init(jax.random.key(0), XS, temporal_gradient=True)["membrane"]
+    state = init(layer, XS)["membrane"]
     chex.assert_trees_all_equal(state, {"v": ZERO - 0.5, "a": ZERO, "s": ZERO})
 
 
 def test_lateral_weights():
     layer = Recurrent(LIF(NEURON))
-    variables = layer.init(jax.random.key(0), XS, temporal_gradient=True)
+    variables = init(layer, XS)
     w = variables["params"]["kernel"]
     np.testing.assert_allclose(w @ w.T, np.eye(N), atol=1e-5)
-    ys, changed = layer.apply(variables, XS, temporal_gradient=False, mutable=["membrane"])
+    ys, changed = outputs_of(layer, variables, XS)
     (v, s), expected = over_time(recurrent(lif_step))((ZERO, ZERO), XS, w, NEURON)
     chex.assert_trees_all_close(ys, expected)
     chex.assert_trees_all_close(changed["membrane"]["cell"], {"v": v, "y": s}, atol=1e-6)
@@ -119,13 +133,13 @@ def test_lateral_weights():
     with pytest.raises(
         ValueError, match=r"lateral weights need currents \[T, B, n\], got shape \(5, 3, 6, 1\)"
     ):
-        layer.init(jax.random.key(0), XS[..., None], temporal_gradient=True)
+        init(layer, XS[..., None])
 
 
 def test_half_precision_keeps_states_in_float32():
     layer = Recurrent(ALIF(NEURON, learn_tau=True))
-    variables = layer.init(jax.random.key(0), XS.astype(jnp.bfloat16), temporal_gradient=True)
-    ys, _ = layer.apply(variables, XS.astype(jnp.bfloat16), temporal_gradient=True, mutable=["membrane"])
+    variables = init(layer, XS.astype(jnp.bfloat16))
+    ys, _ = outputs_of(layer, variables, XS.astype(jnp.bfloat16))
     assert ys.dtype == jnp.bfloat16
     assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
@@ -138,7 +152,9 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize(
+    "name", ["alif", *(pytest.param(name, marks=pytest.mark.slow) for name in ("synaptic", "plain lif"))]
+)
 def test_recurrent_networks(name, x64):
     """Every parameter has a gradient, chunks agree, and sltt is not bptt."""
     model = NETS[name]

@@ -75,7 +75,10 @@ def gradient(rule, apply, params, state):
     return jax.jit(rule.value_and_grad(apply, losses.cross_entropy))(params, state, X, Y, KEY)
 
 
-RULES = bptt(), bptt(3), tbptt(2), sltt(), sltt(4), sltt_k(2)
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+SLOW = (pytest.param(rule, marks=pytest.mark.slow) for rule in (bptt(3), tbptt(2), sltt(), sltt_k(2)))
+RULES = bptt(), sltt(4), *SLOW
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +122,7 @@ def test_nnx_after_eval(of_nnx):
     assert (outputs != run(apply, params, (AT_REST, rest), X)[0]).any()
 
 
+@pytest.mark.slow
 def test_nnx_with_dropout():
     """The keys go from step to step, and every block draws what its steps do."""
     apply, params, rest = functional.from_nnx(NNXNet(nnx.Rngs(0), dropout=0.5))
