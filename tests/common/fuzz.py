@@ -142,6 +142,24 @@ def _hdf5():
     return {"hdf5": Reader(out.getvalue(), read, name="shd_train.h5")}
 
 
+def _matlab():
+    from scipy.io import savemat
+
+    from sltt_jax.data.events import foreign
+    from sltt_jax.data.events.qtdb import load_qtdb
+
+    foreign.PATIENCE = 5
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(-1, 2, (3, 8, 4)).astype(np.int16), rng.integers(0, 6, (3, 8))
+    savemat(out := io.BytesIO(), {"x": x, "y": np.eye(6, dtype=np.uint8)[y]})
+
+    def read(path):
+        (path.parent / "QTDB_test.mat").write_bytes(out.getvalue())
+        load_qtdb(path.parent, steps=8)
+
+    return {"matlab": Reader(out.getvalue(), read, name="QTDB_train.mat")}
+
+
 def _archives():
     from sltt_jax.data.images import tfds_builders
     from tests.common.photographs import encoded, ramp, tar

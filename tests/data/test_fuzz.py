@@ -10,6 +10,7 @@ READERS = {
     "events": ["nmnist", "aedat2", "aedat3", "aedat4", "npy", "wav"],
     "listings": ["trials", "labels"],
     "hdf5": ["hdf5"],
+    "matlab": ["matlab"],
     "images": ["idx", "idx packed", "idx gzip", "cifar", "cifar gzip", "jpeg", "png"],
     "archives": ["imagenet train", "imagenet validation"],
     "weights": ["pth", "pickle", "safetensors"],
@@ -22,7 +23,9 @@ PACKAGES = {"aedat4": "aedat", "hdf5": "h5py", "pth": "torch", "pickle": "torch"
 def test_damage_is_refused_by_name(group, name, tmp_path):
     if name in PACKAGES:
         pytest.importorskip(PACKAGES[name], reason="an optional package writes or reads these files")
-    number = "80" if name in ("aedat4", "hdf5") else "400"  # these are read in processes of their own
+    number = (
+        "80" if name in ("aedat4", "hdf5", "matlab") else "400"
+    )  # these are read in processes of their own
     command = [sys.executable, "-m", "tests.common.fuzz", group, name, str(tmp_path), number, "1"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     assert ended.returncode == 0, f"{ended.returncode}: {ended.stderr[-3000:]}"

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from sltt_jax.data.arrays import ArrayData
-from sltt_jax.data.damage import reading
+from sltt_jax.data.damage import check_is_file, reading
 from sltt_jax.data.events.foreign import decode
 
 CLASSES = 6  # parts of a heart beat: the waves P, Q, R, S, T, and in between
@@ -35,6 +35,7 @@ def load_qtdb(folder: str | Path, *, steps: int = 1301) -> ArrayData:
 
 
 def _read(path: Path, steps: int):
+    check_is_file(path)
     with reading(path, "a MATLAB file of x [N, T, 4] and one-hot y [N, T, 6]"):
         file = decode("scipy", path)
         x, y = file["x"], file["y"]

@@ -1,5 +1,7 @@
 """QTDB's files: what is read of them, and what is refused."""
 
+import os
+
 import numpy as np
 import pytest
 from scipy.io import savemat
@@ -59,4 +61,7 @@ def test_files_that_are_damaged_or_too_short(folder):
         load_qtdb(folder, steps=10)
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"QTDB_test\.mat"):
+        load_qtdb(folder, steps=10)
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match=r"QTDB_test\.mat: not a regular file"):
         load_qtdb(folder, steps=10)
