@@ -40,7 +40,7 @@ def over_time(step: Step) -> Callable[..., tuple[PyTree, PyTree]]:
       ValueError: (when the block is called) `xs` are no arrays with at least one step, or `temporal_gradient`
         is traced.
     """
-
+    # A cell may have what its loop knows already not computed again, as `recurrent` has its product.
     first_pass, second_pass = getattr(step, "passes", None) or (
         lambda s, x, *params, **named: (step(s, x, *params, **named)[0], None),
         lambda s, known, x, *params, **named: step(s, x, *params, **named)[1],
@@ -104,21 +104,21 @@ def recurrent(step: Step) -> Step:
       `[B, n]`, zeros at first; `x` is `[B, n]` and `w` is `[n, n]`, from neuron to neuron.
     """
 
-    def recurrent_step(state, x, w, *params):
+    def recurrent_step(state, x, w, *params, **named):
         inner, s = state
-        inner, s = step(inner, x + s @ w, *params)
+        inner, s = step(inner, x + s @ w, *params, **named)
         return (inner, s), s
 
     # The lateral product of the loop is not computed again for the outputs of the block.
-    def first_pass(state, x, w, *params):
+    def first_pass(state, x, w, *params, **named):
         inner, s = state
         lateral = s @ w
-        inner, s = step(inner, x + lateral, *params)
+        inner, s = step(inner, x + lateral, *params, **named)
         return (inner, s), lateral
 
-    def second_pass(state, lateral, x, w, *params):
+    def second_pass(state, lateral, x, w, *params, **named):
         inner, s = state
-        return step(inner, x + _known_product(s, w, lateral), *params)[1]
+        return step(inner, x + _known_product(s, w, lateral), *params, **named)[1]
 
     recurrent_step.passes = first_pass, second_pass  # pyright: ignore[reportFunctionMemberAccess]
     recurrent_step.__name__ = f"recurrent_{getattr(step, '__name__', 'step')}"

@@ -88,6 +88,8 @@ def test_lateral_weights(compiled):
     np.testing.assert_array_equal(s[:, 0], [[1, 0], [0, 1], [0, 0]])
     np.testing.assert_allclose(v[0], [0.4, 0.1], rtol=1e-14)
     chex.assert_trees_all_equal(last, s[-1])
+    block = lambda *args: over_time(recurrent(lif_step))(*args, neuron=Neuron(), temporal_gradient=False)
+    chex.assert_trees_all_equal(compiled(block)(state, xs, w), ((v, last), s))
 
 
 def test_time_constants_that_are_learned(compiled):
