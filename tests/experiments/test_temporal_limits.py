@@ -112,9 +112,9 @@ def test_the_loss_is_of_the_steps_that_are_asked(gradients):
 @pytest.mark.slow
 def test_lateral_weights_learn(gradients):
     """Under both rules, and they are a path over time that sltt does not see."""
-    x = jax.random.normal(jax.random.key(0), (5, 4, 4))
-    samples = temporal_limits.Samples(x, jnp.asarray([0, 1, 1, 0, 1]), jnp.ones(4, bool))
-    params = temporal_limits.init(jax.random.key(0), x, 6, 2, lateral=True)
+    x = jax.random.normal(jax.random.key(0), (5, 8, 4))
+    samples = temporal_limits.Samples(x, jnp.asarray([0, 1, 1, 0, 1]), jnp.ones(8, bool))
+    params = temporal_limits.init(jax.random.key(0), x, 16, 2, lateral=True)
     cut, exact = (gradients[rule](params, 2.0, samples)[0] for rule in (sltt(), bptt()))
     for a, b in zip(cut[3:], exact[3:], strict=True):
         assert float(jnp.abs(a).max()) > 1e-4 and float(jnp.abs(a - b).max()) > 0.05 * float(jnp.abs(b).max())
