@@ -152,7 +152,8 @@ every_network = pytest.mark.parametrize("lateral", [False, True], ids=["plain", 
 @pytest.mark.parametrize(
     ("rule", "lateral"),
     [
-        *((rule, True) for rule in CUTS),
+        *((rule, True) for rule in (sltt(), sltt(3), tbptt(3), bptt())),
+        *(pytest.param(rule, True, marks=pytest.mark.slow) for rule in (sltt(T), bptt(3))),
         *((rule, False) for rule in (sltt(), sltt(3), bptt())),
         *(pytest.param(rule, False, marks=pytest.mark.slow) for rule in (sltt(T), tbptt(3), bptt(3))),
     ],
@@ -206,6 +207,7 @@ def test_memory_does_not_grow_with_time():
     assert_memory_flat(network(True), squared_error, sltt(3), *case(True)[:2], *case(True)[3:], T=(6, 24))
 
 
+@pytest.mark.slow
 def test_derivatives_by_inputs_and_of_second_order():
     """Through the lateral product that is known from the loop: under sltt(3) as under sltt, and not 0."""
     params, state, _, xs, target = case(True)

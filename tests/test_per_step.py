@@ -133,6 +133,7 @@ def test_sequences_of_different_lengths_are_those_alone():
     assert_close((loss, grads), jax.tree.map(lambda *a: sum(a), *alone), 1e-12)
 
 
+@pytest.mark.slow
 def test_parts_of_steps_and_agreement():
     n = net("two_matrices")
     y = PerStep(target())
@@ -143,7 +144,9 @@ def test_parts_of_steps_and_agreement():
     assert found["all"].overall.relative_error < 1e-12 < 1e-2 < found["sltt"].overall.relative_error
 
 
-@pytest.mark.parametrize(("rule", "tolerance"), [(sltt(), 0), (sltt(2), 0.12)], ids=str)
+@pytest.mark.parametrize(
+    ("rule", "tolerance"), [(sltt(), 0), pytest.param(sltt(2), 0.12, marks=pytest.mark.slow)], ids=str
+)
 def test_memory_is_flat(rule, tolerance):
     """But for the numbers of the blocks, 8 bytes each, which are many beside so small a network."""
     n = net("two_matrices")
