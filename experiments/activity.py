@@ -16,8 +16,8 @@ import jax
 import numpy as np
 import tyro
 from common.command import check_numbers, command, write_json
-from common.configs import PRESETS
 from common.measures import measure_activity
+from common.presets import PRESETS
 from common.runs import Experiment, Learned, Run, build
 from common.workdirs import read_run, workdir_of
 from plots.activity import plot_activity

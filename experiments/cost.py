@@ -20,7 +20,8 @@ from typing import Annotated
 import jax
 import tyro
 from common.command import check_numbers, command, markdown_table, write_json, write_results
-from common.configs import PRESETS, Model
+from common.configs import Model
+from common.presets import PRESETS
 from common.programs import trace_update
 from common.rule_flags import steps_needed
 from common.runs import Run

@@ -25,9 +25,9 @@ from typing import Any, Literal, get_args
 import jax
 import numpy as np
 from common.command import check_numbers, command, write_json
-from common.configs import PRESETS
 from common.data_sets import WORKERS
 from common.photographs import photographs
+from common.presets import PRESETS
 from common.runs import Experiment, Run, build, training_batches
 from common.train_loop import compile_update
 from tqdm import tqdm

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import optax
 from common import data_sets
 from common.command import check_numbers
-from common.configs import PRESETS, Config, make_model, reduced
+from common.configs import Config, make_model
+from common.presets import PRESETS, reduced
 from common.rule_flags import AUTO
 
 from sltt_jax import functional, losses, rules, training

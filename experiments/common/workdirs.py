@@ -10,7 +10,8 @@ from typing import Any
 
 import jax
 from common.command import read_json, write_json
-from common.configs import Config, reduced
+from common.configs import Config
+from common.presets import reduced
 from common.rule_flags import AUTO
 from common.runs import Experiment, Run, build
 

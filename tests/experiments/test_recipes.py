@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 import train
-from common import configs
+from common import presets
 from common.runs import Run
 from common.workdirs import prepare
 
@@ -27,14 +27,14 @@ SEQUENCES = ("psmnist", 28), ("fsdd", 10), ("shd", 10), ("ssc", 10)
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_of_the_paper(name):
-    c = configs.PRESETS[name]()
+    c = presets.PRESETS[name]()
     k = min(c.paper_k, c.T)
     loss = c.mse_weight, c.mse_target
     got = (c.model, c.T, k, c.epochs, c.batch_size, c.lr, c.weight_decay, c.dropout, *loss)
     assert got == RECIPES[name]
     common = (c.tau, c.v_threshold, c.surrogate, c.optimizer, c.momentum, c.seed, c.width)
     assert common == (1.1, 1.0, "triangle", "sgd", 0.9, 2022, 1.0)
-    assert c.preset == name and f"train.py {name}" in configs.PRESETS[name].__doc__
+    assert c.preset == name and f"train.py {name}" in presets.PRESETS[name].__doc__
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import pytest
 import scaling
 import temporal_limits
 import train
-from common import configs
+from common import presets
 from common.configs import Config
 from common.rule_flags import spelt
 
@@ -85,7 +85,7 @@ def test_bad_settings_are_said_before_anything_is_written(monkeypatch, tmp_path,
 
 def test_unknown_names_are_answered_with_the_known_ones(monkeypatch, capsys):
     for args, known in (
-        (("digit",), configs.PRESETS),
+        (("digit",), presets.PRESETS),
         (("digits", "--rule", "stlt"), ("bptt", "tbptt", "sltt", "sltt_k")),
         (("digits", "--surrogate", "relu"), ("triangle", "rectangle", "sigmoid", "atan", "fast_sigmoid")),
     ):
