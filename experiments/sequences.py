@@ -2,7 +2,7 @@
 
     python experiments/sequences.py qtdb --data-dir data
 
-takes about an hour on two cores; one that was stopped is resumed. Writes sequences.json, sequences.md and
+takes half an hour on two cores; one that was stopped is resumed. Writes sequences.json, sequences.md and
 sequences.png into the workdir, and every run. A rule that sees less of the past wants another learning rate:
 `--rules bptt "tbptt(100)" sltt --lrs 0.03 0.03 0.01` gives each its own.
 """
