@@ -58,7 +58,7 @@ def qtdb() -> Config:
     python experiments/train.py qtdb --rule sltt --chunk 20
     """
     return Config(
-        "qtdb", "qtdb", model="recurrent", features=(36,), T=1301, tau=20.0, epochs=60, batch_size=64,
+        "qtdb", "qtdb", model="recurrent", features=(36,), T=1301, tau=20.0, epochs=40, batch_size=64,
         optimizer="adamw", lr=1e-2,
     )  # fmt: skip
 
