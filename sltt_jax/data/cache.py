@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from sltt_jax.damage import check_is_file
 from sltt_jax.data.arrays import ArrayData
 
 # Part of every key: raise it when what is computed from the same files and options changes.
@@ -56,6 +57,7 @@ def cached(
     path = Path(folder) / f"{name}-{_key(name, options, Path(root), sources)}.npz"
     if path.exists():
         try:
+            check_is_file(path)
             with open(path, "rb") as file, np.load(file) as arrays:
                 return ArrayData(**arrays, classes=classes)
         except Exception as error:  # damaged bytes can raise anything

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sltt_jax.damage import check_is_file
 from sltt_jax.models import torch_pickle
 from sltt_jax.models.torch_pickle import Storage, Tensor
 
@@ -34,11 +35,12 @@ def read_checkpoint(path: str | Path) -> dict[str, np.ndarray]:
 
     Raises:
       OSError: there is no such file, or it cannot be read.
-      ValueError: the file is none of these, damaged, of the format before PyTorch 1.6, holds anything but
-        tensors, numbers, strings and containers (nothing of the file is executed), or has no state dict.
+      ValueError: the file is none of these, damaged, a FIFO, of the format before PyTorch 1.6, holds anything
+        but tensors, numbers, strings and containers (nothing of the file is executed), or has no state dict.
       ImportError: safetensors is not installed.
     """
     path = Path(path)
+    check_is_file(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     with path.open("rb") as file:

@@ -6,8 +6,11 @@ A reader that hangs in C or takes all memory would take the tests with it, so it
 import gzip
 import io
 import resource
+import shutil
 import signal
 import sys
+import tempfile
+import warnings
 import wave
 import zipfile
 from collections import OrderedDict
@@ -33,12 +36,14 @@ class Reader(NamedTuple):
       read: takes the path.
       wrap: makes the file of the data.
       name: of the file.
+      said: what an error names, of the path.
     """
 
     data: bytes
     read: Callable[[Path], object]
     wrap: Callable[[bytes], bytes] = bytes
     name: str = "file"
+    said: Callable[[Path], object] = str
 
 
 def mutate(data, rng):
@@ -237,10 +242,47 @@ def _weights():
     }
 
 
+def _prepared():
+    from sltt_jax.data.cache import cached
+    from sltt_jax.data.images import tfds_builders, tfds_sets
+    from tests.common.official_files import SIZES, official_files, random_set, write
+
+    root = tempfile.TemporaryDirectory()  # there as long as what reads from it
+    folder = Path(root.name)
+    tfds_builders.PUBLISHED["mnist"] = SIZES
+    write(folder / "mnist", official_files("mnist", random_set("mnist")))
+    tfds_sets.load_images("mnist", folder)
+    (shard,) = folder.glob("mnist/*/*-train.array_record*")
+    (kept,) = folder.glob("decoded/*.npz")
+
+    def read_shard(path):
+        for other in Path(root.name, shard.parent).iterdir():
+            if other.name != path.name:
+                shutil.copy(other, path.parent)
+        tfds_sets.load_images("mnist", path.parents[2])
+
+    def read_kept(path):
+        with np.load(kept) as whole, warnings.catch_warnings(action="error"):
+            try:
+                cached(path.parent, "set", {}, root.name, [], lambda: dict(whole), 10)
+            except UserWarning as error:  # a damaged one is reported, and made again
+                raise ValueError(str(error)) from error
+
+    cached(folder / "again", "set", {}, folder, [], lambda: dict(np.load(kept)), 10)
+    (entry,) = (folder / "again").iterdir()
+    return {
+        "shard": Reader(
+            shard.read_bytes(), read_shard, name=str(shard.relative_to(folder)), said=lambda p: p.parent
+        ),
+        "cache": Reader(entry.read_bytes(), read_kept, name=entry.name),
+    }
+
+
 def main(group: str, name: str, folder: str, count: str, seed: str) -> None:
     """Reads a whole file, then `count` damaged ones: every error is a ValueError that names the file."""
     reader = globals()[f"_{group}"]()[name]
     path = Path(folder) / reader.name
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(reader.wrap(reader.data))
     reader.read(path)
     before, refused = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0
@@ -252,7 +294,7 @@ def main(group: str, name: str, folder: str, count: str, seed: str) -> None:
             reader.read(path)
         except ValueError as error:
             refused += 1
-            assert str(path) in str(error), f"file {i}: {error}"
+            assert str(reader.said(path)) in str(error), f"file {i}: {error}"
         signal.alarm(0)
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
         assert grown < MEGABYTES, f"file {i} took {grown:.0f} MB"

@@ -117,6 +117,19 @@ def test_an_entry_that_is_no_data_set_is_made_again(tmp_path, source, whole):
     np.testing.assert_array_equal(call(tmp_path, source, no_build)["train_x"], ARRAYS["train_x"])
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="only Unix has FIFOs in folders")
+def test_a_fifo_is_not_waited_for(tmp_path, source):
+    call(tmp_path, source)
+    (path,) = (tmp_path / "cache").iterdir()
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.warns(
+        UserWarning, match=f"{path}: damaged cache, it is made again: {path}: not a regular file"
+    ):
+        call(tmp_path, source)
+    call(tmp_path, source, no_build)
+
+
 def test_wrong_data_are_not_kept(tmp_path, source):
     with pytest.raises(ValueError, match=r"test: label 100 of sample 0 is outside 0..99"):
         call(tmp_path, source, lambda: {**ARRAYS, "test_y": np.array([100])})

@@ -13,6 +13,7 @@ READERS = {
     "matlab": ["matlab"],
     "images": ["idx", "idx packed", "idx gzip", "cifar", "cifar gzip", "jpeg", "png"],
     "archives": ["imagenet train", "imagenet validation"],
+    "prepared": ["shard", "cache"],
     "weights": ["pth", "pickle", "safetensors"],
 }
 PACKAGES = {"aedat4": "aedat", "hdf5": "h5py", "pth": "torch", "pickle": "torch", "safetensors": "torch"}

@@ -5,9 +5,11 @@ import dataclasses
 import gc
 import json
 import signal
+import subprocess
 import sys
 import time
 import weakref
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -54,6 +56,19 @@ def test_exit_status_and_message(error, status, message, monkeypatch, capsys):
     if status == 143:
         assert call(script, monkeypatch, "--overwrite") == 143
         assert "the same command without --overwrite resumes it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("raised", "last"), [("KeyboardInterrupt", "stopped by SIGINT"), ("ValueError(3)", "ValueError: 3")]
+)
+def test_stopped_while_it_imports(raised, last):
+    """Before `main` there is nothing to save; the exit status is the one that a shell knows."""
+    script = f"import sys\nsys.path.insert(0, 'experiments')\nimport common\nraise {raised}"
+    root = Path(__file__).parents[2]
+    ended = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True)
+    interrupted = raised == "KeyboardInterrupt"
+    assert ended.stderr.splitlines()[-1] == last and ("Traceback" in ended.stderr) != interrupted
+    assert ended.returncode == (-signal.SIGINT if interrupted else 1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

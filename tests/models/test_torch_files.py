@@ -285,3 +285,11 @@ def test_pickled_network_and_old_format_are_refused(tmp_path):
 def test_torch_is_not_imported():
     code = "import sys, sltt_jax.models.torch_weights; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="only Unix has FIFOs in folders")
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_a_fifo_is_refused_and_not_waited_for(tmp_path, name):
+    os.mkfifo(path := tmp_path / name)
+    with pytest.raises(ValueError, match=f"{path}: not a regular file"):
+        read_checkpoint(path)

@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
+from sltt_jax.damage import check_is_file, reading
 from sltt_jax.data.arrays import ArrayData
-from sltt_jax.data.damage import check_is_file, reading
 from sltt_jax.data.events.binning import Events, SplitBy, between, frames
 from sltt_jax.data.events.conversion import RecordingFile, class_files, load_frames
 from sltt_jax.data.events.files import read_aedat, read_gesture_npy, read_nmnist

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sltt_jax.data.damage import check_is_file, reading
+from sltt_jax.damage import check_is_file, reading
 from sltt_jax.data.events.binning import Events
 from sltt_jax.data.events.foreign import decode
 

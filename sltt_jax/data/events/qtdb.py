@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from sltt_jax.damage import check_is_file, reading
 from sltt_jax.data.arrays import ArrayData
-from sltt_jax.data.damage import check_is_file, reading
 from sltt_jax.data.events.foreign import decode
 
 CLASSES = 6  # parts of a heart beat: the waves P, Q, R, S, T, and in between

@@ -6,9 +6,9 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
+from sltt_jax.damage import check_is_file, reading
 from sltt_jax.data.arrays import ArrayData
 from sltt_jax.data.cache import cached
-from sltt_jax.data.damage import check_is_file, reading
 from sltt_jax.data.events.binning import narrow
 from sltt_jax.data.events.conversion import as_arrays
 from sltt_jax.data.events.foreign import decode

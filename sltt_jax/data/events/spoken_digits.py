@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from sltt_jax.damage import check_is_file, reading
 from sltt_jax.data.arrays import ArrayData
-from sltt_jax.data.damage import check_is_file, reading
 from sltt_jax.data.events.binning import Events, frames
 from sltt_jax.data.events.conversion import RecordingFile, load_frames
 

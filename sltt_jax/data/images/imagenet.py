@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from sltt_jax.data.damage import reading
+from sltt_jax.damage import reading
 from sltt_jax.data.images.decoding import open_image
 from sltt_jax.data.pipeline import Batch, check_position
 

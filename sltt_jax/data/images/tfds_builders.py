@@ -26,7 +26,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.datasets.imagenet2012 import imagenet2012_dataset_builder
 
-from sltt_jax.data.damage import DamagedFile, reading
+from sltt_jax.damage import DamagedFile, check_is_file, reading
 from sltt_jax.data.images.decoding import open_image
 
 Examples = Iterator[tuple[int | str, dict[str, Any]]]
@@ -51,8 +51,9 @@ def unpacked(path: Path) -> bytes:
     """Reads a file, unpacked if it is gzipped: `LARGEST` bytes at most, since some grow a thousandfold.
 
     Raises:
-      ValueError: it has more.
+      ValueError: it has more, or is a FIFO or a device.
     """
+    check_is_file(path)
     with path.open("rb") as file:
         data = (gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == _GZIP else file).read(LARGEST + 1)
     if len(data) > LARGEST:
@@ -195,6 +196,7 @@ def imagenet_splits(builder, dl_manager) -> dict[str, Examples]:
 
     def examples(split, archive) -> Examples:
         read, count = {"train": _train_images, "validation": _validation_images}[split], 0
+        check_is_file(archive)
         with reading(archive, "a whole tar archive"), tarfile.open(archive, "r:") as tar:
             for name, label, data in read(tar, builder.info.features["label"].names):
                 image = jpeg_bytes(data, f"{archive}, {name}")

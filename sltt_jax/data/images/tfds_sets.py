@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from sltt_jax.damage import DamagedFile, check_is_file, reading
 from sltt_jax.data.arrays import ArrayData
 from sltt_jax.data.cache import cached, remove_rests
-from sltt_jax.data.damage import DamagedFile, reading
 from sltt_jax.data.images.decoding import open_image
 
 try:
@@ -149,6 +149,8 @@ def _prepared(name, data_dir, download) -> Any:
     for split in builder.info.splits.values():
         if missing := [path.name for path in split.filepaths if not path.exists()]:
             raise DamagedFile(f"{folder}: half prepared, it has no {', '.join(missing[:3])}. {_ANEW}")
+        for path in split.filepaths:
+            check_is_file(path)
         size = sum(path.stat().length for path in split.filepaths)
         if split.num_examples > size:
             raise DamagedFile(

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from sltt_jax.data.damage import DamagedFile
+from sltt_jax.damage import DamagedFile
 from sltt_jax.data.events import files, foreign
 from sltt_jax.data.events.files import read_aedat, read_gesture_npy, read_nmnist
 from sltt_jax.data.events.spoken_digits import read_wav

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sltt_jax.data.damage import DamagedFile
+from sltt_jax.damage import DamagedFile
 from sltt_jax.data.events.shd import load_shd
 
 

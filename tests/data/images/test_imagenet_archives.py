@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import tarfile
 
 import numpy as np
@@ -136,6 +137,15 @@ def test_bad_archives(files, message, tmp_path):
     write(tmp_path / "imagenet2012", files)
     with pytest.raises(ValueError, match=message):
         image_records("imagenet2012", "train", tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="only Unix has FIFOs in folders")
+def test_a_fifo_is_refused_and_not_waited_for(tmp_path):
+    path = tmp_path / "imagenet2012" / "ILSVRC2012_img_val.tar"
+    path.parent.mkdir()
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match=f"{path}: not a regular file"):
+        image_records("imagenet2012", "validation", tmp_path)
 
 
 def test_no_archives(tmp_path):

@@ -11,7 +11,7 @@ import requests
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import checksums, download_manager, downloader
 
-from sltt_jax.data.damage import DamagedFile
+from sltt_jax.damage import DamagedFile
 from sltt_jax.data.images import tfds_builders, tfds_sets
 from sltt_jax.data.images.tfds_sets import load_images
 from tests.common.official_files import (

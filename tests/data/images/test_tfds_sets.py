@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from sltt_jax.data.damage import DamagedFile
+from sltt_jax.damage import DamagedFile
 from sltt_jax.data.images import tfds_builders, tfds_sets
 from sltt_jax.data.images.tfds_sets import load_images
 from tests.common.official_files import SIZES, official_files, random_set, write
@@ -196,3 +196,19 @@ def test_mocked_set(tmp_path):
     with tfds.testing.mock_data(num_examples=7, data_dir=tmp_path, as_data_source_fn=records):
         loaded = load_images("cifar100", tmp_path)
     assert loaded.train_x.shape == (7, 32, 32, 3) and loaded.classes == 100
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="only Unix has FIFOs in folders")
+@pytest.mark.parametrize(
+    "name", ["train-images-idx3-ubyte.gz", "3.0.1/mnist-train.array_record-00000-of-00001"]
+)
+def test_a_fifo_is_refused_and_not_waited_for(name, tmp_path):
+    """In place of an official file, and of one that was made of them."""
+    write(tmp_path / "mnist", official_files("mnist", random_set("mnist")))
+    path = tmp_path / "mnist" / name
+    if not path.exists():
+        load_images("mnist", tmp_path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DamagedFile, match=f"{path}: not a regular file"):
+        load_images("mnist", tmp_path)
