@@ -10,8 +10,9 @@ from sltt_jax.blocks import PerStep, Repeat, run
 from sltt_jax.cell_blocks import over_time, recurrent
 from sltt_jax.cells import alif, alif_step, li, li_step, synaptic, synaptic_step
 from sltt_jax.neurons import Neuron, lif, lif_step
-from sltt_jax.rules import Aux, BlockRule, Rule, bptt, parse_rule, sltt, sltt_k, tbptt
+from sltt_jax.rules import Aux, BlockRule, Rule, bptt, ottt, parse_rule, sltt, sltt_k, tbptt
 from sltt_jax.streaming import stream
+from sltt_jax.traces import synapse
 
 __version__ = "0.1.0"
 
@@ -30,6 +31,7 @@ __all__ = [
     "lif",
     "lif_step",
     "losses",
+    "ottt",
     "over_time",
     "parse_rule",
     "recurrent",
@@ -38,6 +40,7 @@ __all__ = [
     "sltt_k",
     "stream",
     "surrogate",
+    "synapse",
     "synaptic",
     "synaptic_step",
     "tbptt",

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from sltt_jax.cpu import scan
+from sltt_jax.traces import Traces
 from sltt_jax.varying import vary_like
 
 PyTree = Any
@@ -52,7 +53,8 @@ def over_time(step: Step) -> Callable[..., tuple[PyTree, PyTree]]:
         if temporal_gradient:
             return scan(lambda s, x: step(s, x, *params, **named), state, xs)
         state = jax.lax.stop_gradient(state)
-        if len(jax.tree.leaves(xs)[0]) == 1:
+        traced = getattr(step, "traced", None) if isinstance(temporal_gradient, Traces) else None
+        if len(jax.tree.leaves(xs)[0]) == 1 and traced is None:
             end, y = step(state, jax.tree.map(lambda x: x[0], xs), *params, **named)
             return jax.lax.stop_gradient(end), jax.tree.map(lambda y: y[None], y)
         inputs, constants, others = jax.tree.map(_constant, (xs, params, named))
@@ -61,9 +63,11 @@ def over_time(step: Step) -> Callable[..., tuple[PyTree, PyTree]]:
             end, known = first_pass(s, x, *constants, **others)
             return end, (s, known)
 
-        end, visited = scan(advance, state, inputs)
-        output = lambda visited, x: second_pass(*visited, x, *params, **named)
-        return end, jax.vmap(output)(visited, xs)
+        end, (before, known) = scan(advance, state, inputs)
+        if traced is not None:
+            before = traced(before, temporal_gradient)
+        output = lambda before, known, x: second_pass(before, known, x, *params, **named)
+        return end, jax.vmap(output)(before, known, xs)
 
     name = getattr(step, "__name__", "step")
     block.__name__ = block.__qualname__ = name.removesuffix("_step")
@@ -80,7 +84,7 @@ def _constant(x):
 
 
 def _check(xs, temporal_gradient):
-    if not isinstance(temporal_gradient, bool):
+    if not isinstance(temporal_gradient, bool | Traces):
         raise ValueError(
             "temporal_gradient must be True or False when a network is traced, got "
             f"{type(temporal_gradient).__name__}: wrap partial(apply, temporal_gradient=...), or make it a "
@@ -120,6 +124,8 @@ def recurrent(step: Step) -> Step:
         inner, s = state
         return step(inner, x + _known_product(s, w, lateral), *params, **named)[1]
 
+    # Lateral weights learn by the trace of the spikes of the step before.
+    recurrent_step.traced = lambda state, traces: (state[0], traces.through(state[1]))  # pyright: ignore[reportFunctionMemberAccess]
     recurrent_step.passes = first_pass, second_pass  # pyright: ignore[reportFunctionMemberAccess]
     recurrent_step.__name__ = f"recurrent_{getattr(step, '__name__', 'step')}"
     return recurrent_step

@@ -23,6 +23,7 @@ with a pytree of all membranes as the state. For instance
     (loss, aux), grads = sltt().value_and_grad(apply, losses.cross_entropy)(params, state, inputs, labels)
 """
 
+import contextlib
 import functools
 
 import flax.linen as nn
@@ -31,7 +32,8 @@ import jax.numpy as jnp
 
 from sltt_jax.blocks import Apply, PyTree
 from sltt_jax.cell_blocks import over_time
-from sltt_jax.layers import BATCH_STATS
+from sltt_jax.layers import BATCH_STATS, Recurrent, ScaledWSConv
+from sltt_jax.traces import Traces, synapse
 
 
 def _compiled_once(f):
@@ -116,18 +118,54 @@ def applier(
     """
 
     def apply(params, state, xs, *, temporal_gradient):
-        outputs, changed = model.apply(
-            {"params": params, **state},
-            _floating(xs),
-            train=train,
-            temporal_gradient=temporal_gradient,
-            mutable=[*state, *record],
-            rngs=None if key is None else {"dropout": key},
-        )
+        with _learned_by_traces(temporal_gradient):
+            outputs, changed = model.apply(
+                {"params": params, **state},
+                _floating(xs),
+                train=train,
+                temporal_gradient=temporal_gradient,
+                mutable=[*state, *record],
+                rngs=None if key is None else {"dropout": key},
+            )
         state = {name: changed[name] for name in state}
         return (outputs, {name: changed.get(name, {}) for name in record}) if record else outputs, state
 
     return apply
+
+
+def _learned_by_traces(temporal_gradient):
+    """Has the layers that are called within learn by traces, if the rule has given some."""
+    if not isinstance(temporal_gradient, Traces):
+        return contextlib.nullcontext()
+
+    alone = False  # a layer is being called by itself, and not by the network
+
+    def intercept(call, args, kwargs, context):
+        layer = context.module
+        if alone or context.method_name != "__call__" or isinstance(layer, Recurrent):
+            return call(*args, **kwargs)
+        weights = layer.variables.get("params", {})
+        if not isinstance(layer, nn.Dense | nn.Conv | ScaledWSConv):
+            for name, w in weights.items():
+                if isinstance(w, jax.Array) and w.ndim > 1:
+                    raise ValueError(
+                        f"ottt has no traces for the weights {name!r} of a {type(layer).__name__}: only "
+                        "Dense, Conv, ScaledWSConv and Recurrent keep them"
+                    )
+            return call(*args, **kwargs)
+        layer = layer.clone(parent=None)
+
+        def product(xs, weights):
+            nonlocal alone
+            alone = True
+            try:
+                return layer.apply({"params": weights}, xs)
+            finally:
+                alone = False
+
+        return synapse(product, *args, weights, temporal_gradient=temporal_gradient, **kwargs)
+
+    return nn.intercept_methods(intercept)
 
 
 def from_nnx(model) -> tuple[Apply, PyTree, PyTree]:

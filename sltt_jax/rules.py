@@ -31,8 +31,15 @@ from sltt_jax.block_rule import (
     forward_of,
     scan_targets,
 )
-from sltt_jax.blocks import at_least_float32, check_at_least_one, check_at_most_T, time_steps
+from sltt_jax.blocks import (
+    at_least_float32,
+    check_at_least_one,
+    check_at_most_T,
+    first_step,
+    time_steps,
+)
 from sltt_jax.spelling import parse
+from sltt_jax.traces import with_traces, zero_traces
 
 __all__ = [
     "K_STEP_SCOPE",
@@ -42,6 +49,7 @@ __all__ = [
     "Rule",
     "StepLoss",
     "bptt",
+    "ottt",
     "parse_rule",
     "sltt",
     "sltt_k",
@@ -235,10 +243,56 @@ class sltt_k(BlockRule):
         return block
 
 
+@dataclasses.dataclass(frozen=True)
+class ottt(BlockRule):
+    """Online Training Through Time (Xiao et al. 2022, section 4): SLTT with presynaptic traces.
+
+        grads = 1/T sum_t e[t] a[t]                     a[t] = decay a[t-1] + x[t]
+
+    where `x[t]` is what enters the weights at step t and `e[t]` the gradient of `l[t]` to what leaves them,
+    with stop(s[t]) for every t: the error signal of SLTT times the trace of the input in place of the input.
+    With `decay=0` it is SLTT. What has no presynaptic side (biases, scales, time constants) has the gradient
+    of SLTT. Memory is flat in T, and holds a trace for every input of a layer beside what SLTT keeps.
+
+    The network must keep traces: Linen networks of `functional.applier` do, others by `sltt_jax.synapse`.
+
+    Attributes:
+      decay: what a trace keeps in a step, 0..1; the leak `1 - 1/tau` of the neurons in the paper.
+      chunk: time steps that go through the network together, 1..T; the gradient is the same for every chunk.
+    """
+
+    decay: float
+    chunk: int = 1
+
+    def __post_init__(self):
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"decay must be in 0..1, got {self.decay}")
+        check_at_least_one("chunk", self.chunk)
+
+    @property
+    def block_steps(self):
+        return self.chunk
+
+    def plan(self, T, key=None):
+        check_at_most_T("chunk", self.chunk, T)
+        return Plan(None, 1 / T)
+
+    def block(self, apply, step_loss):
+        return block_gradient(with_traces(apply, self.decay), step_loss, temporal_gradient=False)
+
+    def start(self, apply, params, state, inputs):
+        zeros = zero_traces(apply, self.decay, params, state, first_step(inputs))
+        return super().start(with_traces(apply, self.decay), params, (state, zeros), inputs)
+
+    def finish(self, carry, losses, scale):
+        state, _ = carry.state
+        return super().finish(carry._replace(state=state), losses, scale)
+
+
 def parse_rule(text: str) -> Rule:
     """Reads a rule as `str` spells it: "sltt", "sltt(6)", "sltt_k(2, draw=first)", "bptt(remat=True)".
 
     Raises:
       ValueError: there is no such rule, or it cannot have these settings.
     """
-    return parse(text, (bptt, tbptt, sltt, sltt_k))
+    return parse(text, (bptt, tbptt, sltt, sltt_k, ottt))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BASE = ("sltt_jax.blocks", "sltt_jax.varying", "sltt_jax.damage")
+BASE = ("sltt_jax.blocks", "sltt_jax.varying", "sltt_jax.damage", "sltt_jax.traces")
 STANDALONE = {
     *BASE,
     *(f"sltt_jax.{name}" for name in ("rules", "block_rule", "spelling", "streaming", "losses")),
