@@ -10,6 +10,7 @@ from sltt_jax.blocks import PerStep, Repeat, run
 from sltt_jax.cell_blocks import over_time, recurrent
 from sltt_jax.cells import alif, alif_step, li, li_step, synaptic, synaptic_step
 from sltt_jax.neurons import Neuron, lif, lif_step
+from sltt_jax.online_learning import Online, online
 from sltt_jax.rules import Aux, BlockRule, Rule, bptt, ottt, parse_rule, sltt, sltt_k, tbptt
 from sltt_jax.streaming import stream
 from sltt_jax.traces import synapse
@@ -20,6 +21,7 @@ __all__ = [
     "Aux",
     "BlockRule",
     "Neuron",
+    "Online",
     "PerStep",
     "Repeat",
     "Rule",
@@ -31,6 +33,7 @@ __all__ = [
     "lif",
     "lif_step",
     "losses",
+    "online",
     "ottt",
     "over_time",
     "parse_rule",

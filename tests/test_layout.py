@@ -12,7 +12,10 @@ ROOT = Path(__file__).parents[1]
 BASE = ("sltt_jax.blocks", "sltt_jax.varying", "sltt_jax.damage", "sltt_jax.traces")
 STANDALONE = {
     *BASE,
-    *(f"sltt_jax.{name}" for name in ("rules", "block_rule", "spelling", "streaming", "losses")),
+    *(
+        f"sltt_jax.{name}"
+        for name in ("rules", "block_rule", "spelling", "streaming", "online_learning", "losses")
+    ),
 }
 LAYERS = (
     *("surrogate", "cell_blocks", "neurons", "cells", "time_constants"),
