@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sltt_jax.bits import InBits, kept_in_bits, kept_whole
 from sltt_jax.cpu import scan
 from sltt_jax.traces import Traces
 from sltt_jax.varying import vary_like
@@ -51,7 +52,11 @@ def over_time(step: Step) -> Callable[..., tuple[PyTree, PyTree]]:
         _check(xs, temporal_gradient)
         state = vary_like(state, (xs, params, named))
         if temporal_gradient:
-            return scan(lambda s, x: step(s, x, *params, **named), state, xs)
+            end, ys = scan(lambda s, x: step(s, x, *params, **named), state, xs)
+            if isinstance(temporal_gradient, InBits):
+                spikes = getattr(step, "spikes", None)
+                ys = kept_in_bits(ys) if spikes and spikes(*params, **named) else kept_whole(ys)
+            return end, ys
         state = jax.lax.stop_gradient(state)
         traced = getattr(step, "traced", None) if isinstance(temporal_gradient, Traces) else None
         if len(jax.tree.leaves(xs)[0]) == 1 and traced is None:
@@ -84,7 +89,7 @@ def _constant(x):
 
 
 def _check(xs, temporal_gradient):
-    if not isinstance(temporal_gradient, bool | Traces):
+    if not isinstance(temporal_gradient, bool | Traces | InBits):
         raise ValueError(
             "temporal_gradient must be True or False when a network is traced, got "
             f"{type(temporal_gradient).__name__}: wrap partial(apply, temporal_gradient=...), or make it a "
@@ -124,6 +129,8 @@ def recurrent(step: Step) -> Step:
         inner, s = state
         return step(inner, x + _known_product(s, w, lateral), *params, **named)[1]
 
+    if hasattr(step, "spikes"):
+        recurrent_step.spikes = lambda w, *params, **named: step.spikes(*params, **named)  # pyright: ignore[reportFunctionMemberAccess]
     # Lateral weights learn by the trace of the spikes of the step before.
     recurrent_step.traced = lambda state, traces: (state[0], traces.through(state[1]))  # pyright: ignore[reportFunctionMemberAccess]
     recurrent_step.passes = first_pass, second_pass  # pyright: ignore[reportFunctionMemberAccess]

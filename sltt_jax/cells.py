@@ -10,7 +10,7 @@ import dataclasses
 import jax
 
 from sltt_jax.cell_blocks import over_time
-from sltt_jax.neurons import Neuron, check_current, check_tau, lif_step
+from sltt_jax.neurons import Neuron, check_current, check_tau, lif_step, spikes_of
 
 
 def li_step(v: jax.Array, x: jax.Array, tau: float | jax.Array = 2.0) -> tuple[jax.Array, jax.Array]:
@@ -104,6 +104,8 @@ def synaptic_step(
     v, s = lif_step(v, i, neuron)
     return (v, i), s
 
+
+alif_step.spikes = synaptic_step.spikes = spikes_of  # pyright: ignore[reportFunctionMemberAccess]
 
 li = over_time(li_step)
 alif = over_time(alif_step)

@@ -11,6 +11,7 @@ Both cut the gradient that flows through the membrane from step to step when the
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ import numpy as np
 from jax import core
 
 from sltt_jax.cell_blocks import over_time
-from sltt_jax.surrogate import triangle
+from sltt_jax.surrogate import Surrogate, triangle
 
 _LEAVES = "tau", "v_threshold", "v_reset"
 _STATIC = "decay_input", "detach_reset", "surrogate"
@@ -168,5 +169,12 @@ def lif_step(
     s = _fire(u, neuron)
     return _reset(u, s, neuron), s
 
+
+def spikes_of(neuron: Neuron, *_: Any, **__: Any) -> bool:
+    """Says whether a cell with these parameters puts out 0 or 1, which may be kept as bits."""
+    return isinstance(neuron.surrogate, Surrogate)
+
+
+lif_step.spikes = spikes_of  # pyright: ignore[reportFunctionMemberAccess]
 
 lif = over_time(lif_step)

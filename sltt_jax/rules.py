@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from sltt_jax.bits import IN_BITS, KEPT
 from sltt_jax.block_rule import (
     Aux,
     BlockRule,
@@ -69,16 +70,22 @@ class bptt(Rule):
     Attributes:
       chunk: time steps that go through the network together, layer by layer; 1..T.
       remat: keep only the states between blocks and compute the rest again in the backward pass.
+      bits: keep the states between blocks and all spikes, each as one bit, and compute the rest again, each
+        layer from the spikes of the layer before: best at `chunk=T`. Of cells of this library with a
+        surrogate of `sltt_jax.surrogate`; what other cells put out is kept as it is.
     """
 
     chunk: int = 1
     remat: bool = False
+    bits: bool = False
 
     def __post_init__(self):
         check_at_least_one("chunk", self.chunk)
+        if self.remat and self.bits:
+            raise ValueError("remat keeps nothing of a block and bits its spikes: choose one of them")
 
     def value_and_grad(self, apply, step_loss):
-        forward = forward_of(apply, step_loss, temporal_gradient=True)
+        forward = forward_of(apply, step_loss, temporal_gradient=IN_BITS if self.bits else True)
 
         def f(params, state, inputs, target, key=None):
             del key
@@ -94,7 +101,8 @@ class bptt(Rule):
                     cast = jax.tree.map(lambda p, like: p.astype(jnp.result_type(like)), sums, params)
                     return forward(cast, target, carry[0], carry[1], xs)
 
-                step = jax.checkpoint(step) if self.remat else step
+                if self.remat or self.bits:
+                    step = jax.checkpoint(step, policy=KEPT if self.bits else None)
                 (end, total), losses = scan_targets(step, (state, outputs), inputs, target, self.chunk)
                 return losses.sum(), Aux(losses, total, end)
 

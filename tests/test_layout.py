@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BASE = ("sltt_jax.blocks", "sltt_jax.varying", "sltt_jax.damage", "sltt_jax.traces")
+BASE = ("sltt_jax.blocks", "sltt_jax.varying", "sltt_jax.damage", "sltt_jax.traces", "sltt_jax.bits")
 STANDALONE = {
     *BASE,
     *(
