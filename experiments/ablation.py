@@ -9,15 +9,12 @@ ablation.png into the workdir, and every run. The cosine is that of the trained 
 import dataclasses
 import sys
 
-import jax
 from common.command import command, markdown_table, plus_minus, write_results
-from common.measures import arguments
-from common.runs import Run, build, presets
+from common.measures import cosine_with_bptt
+from common.runs import Run, presets
 from common.sweeps import entries, mean_std, sweep
 from plots.sweeps import plot_ablation
 
-from sltt_jax import functional, sltt
-from sltt_jax.analysis import agreement
 from sltt_jax.surrogate import SURROGATES
 
 
@@ -49,7 +46,7 @@ def main(base: Ablation):
     for name, runs, summaries in sweep(base, settings, base.seeds):
         row = {**settings[name], **entries(summaries, "test_accuracy")}
         if row["rule"] == "sltt":
-            row["cosine"] = mean_std([cosine(run) for run in runs])
+            row["cosine"] = mean_std([cosine_with_bptt(run) for run in runs])
         rows.append(row)
     table = tabulate(rows)
     write_results(base.workdir, "ablation", {"seeds": base.seeds, "rows": rows}, table)
@@ -67,15 +64,6 @@ def variants(base: Ablation) -> dict[str, dict]:
         for T in base.steps
         for rule in ("bptt", "sltt")
     }
-
-
-def cosine(run: Run) -> float:
-    """Cosine of SLTT's with BPTT's gradient, on the first batch with the parameters that a run ended with."""
-    experiment = build(run)
-    network = functional.applier(experiment.model, key=jax.random.key(0))
-    compare = agreement({"sltt": sltt()}, network, experiment.step_loss)
-    measure = jax.jit(lambda *given: compare(*arguments(experiment, *given))["sltt"].overall.cosine)
-    return float(measure(experiment.load(run.workdir), experiment.data.batch))
 
 
 def tabulate(rows: list[dict]) -> str:

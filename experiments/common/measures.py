@@ -2,8 +2,9 @@
 
 import jax
 
-from common.runs import Experiment, Learned
-from sltt_jax import functional
+from common.runs import Experiment, Learned, Run, build
+from sltt_jax import functional, parse_rule
+from sltt_jax.analysis import agreement
 from sltt_jax.analysis.activity import Activity, activity, problems
 from sltt_jax.blocks import PyTree, first_step
 
@@ -29,3 +30,12 @@ def measure_activity(experiment: Experiment, learned: Learned, batch: PyTree, *,
 def initial_problems(experiment: Experiment, learned: Learned) -> list[str]:
     """Says in plain words what is wrong with the activity of a network as it starts."""
     return problems(measure_activity(experiment, learned, experiment.data.batch, train=True))
+
+
+def cosine_with_bptt(run: Run) -> float:
+    """Cosine of the gradient of a run's rule with BPTT's, on a batch, with what the run has learnt."""
+    experiment = build(run)
+    network = functional.applier(experiment.model, key=jax.random.key(0))
+    compare = agreement({"own": parse_rule(run.rule)}, network, experiment.step_loss)
+    measure = jax.jit(lambda *given: compare(*arguments(experiment, *given))["own"].overall.cosine)
+    return float(measure(experiment.load(run.workdir), experiment.data.batch))

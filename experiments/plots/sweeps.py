@@ -1,4 +1,4 @@
-"""The pictures of k_tradeoff.py, ablation.py and sequences.py."""
+"""The pictures of k_tradeoff.py, ablation.py and frontier.py."""
 
 from pathlib import Path
 
@@ -67,13 +67,19 @@ def plot_ablation(rows: list[dict], path: Path, *, title: str):
     save(figure, path, title)
 
 
-def plot_accuracy_of_memory(rows: list[dict], path: Path, *, title: str):
-    """Accuracy over the temporaries of an update, a point for every rule."""
-    figure, axes = plt.subplots(figsize=(6, 3.8), layout="constrained")
+def plot_frontier(rows: list[dict], path: Path, *, title: str):
+    """Accuracy over memory, operations and cosine, a point for every rule."""
+    figure, panels = plt.subplots(1, 3, figsize=(11, 4.2), sharey=True, layout="constrained")
+    markers = "os^vDP*X<>"
     for i, row in enumerate(rows):
         mean, std = (100 * value for value in row["test_accuracy"])
-        memory = row["temp_bytes"] / 2**20
-        axes.errorbar(memory, mean, std, fmt="o", capsize=3, color=f"C{i}", label=row["rule"])
-    axes.set(xlabel="temporaries of an update (MiB)", ylabel="test accuracy (%)", xscale="log")
-    axes.legend(fontsize=8)
+        found = row["temp_bytes"] / 2**20, row["flops_per_update"] / 1e9, row["cosine"][0]
+        for axes, x in zip(panels, found, strict=True):
+            style = {"fmt": markers[i % len(markers)], "color": f"C{i}", "capsize": 3}
+            axes.errorbar(x, mean, std, label=row["rule"], **style)
+    panels[0].set(xlabel="temporaries of an update (MiB)", ylabel="test accuracy (%)", xscale="log")
+    panels[1].set(xlabel="operations of an update (GFLOP)")
+    panels[2].set(xlabel="cosine with BPTT's gradient")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(rows), 5), fontsize=8)
     save(figure, path, title)

@@ -5,12 +5,12 @@ import subprocess
 import sys
 
 import ablation
+import frontier
 import jax
 import k_tradeoff
 import precision
 import pytest
 import scaling
-import sequences
 from common import sweeps
 
 from tests.common.scripts import assert_picture, assert_refused, call
@@ -46,25 +46,40 @@ def summary(workdir):
 
 
 @pytest.mark.slow
-def test_sequences(monkeypatch, tmp_path, capsys):
+def test_frontier(monkeypatch, tmp_path, capsys):
     few = ("--train-samples", 32, "--test-samples", 16, "--epochs", 1, "--T", 12, "--seeds", 2)
-    rules = ("--rules", "bptt", "sltt(4)", "--lrs", 0.01, 0.003)
-    args = ("qtdb", "--reduced", "--made", *few, *rules, "--workdir", tmp_path)
-    assert call(sequences, monkeypatch, *args) == 0
-    rows = json.loads((tmp_path / "sequences.json").read_text())["rows"]
-    assert [(row["rule"], row["lr"]) for row in rows] == [("bptt", 0.01), ("sltt(4)", 0.003)]
-    assert rows[0]["temp_bytes"] > rows[1]["temp_bytes"] > 0
-    assert (tmp_path / "sequences.md").read_text() in capsys.readouterr().out
-    assert_picture(tmp_path / "sequences.png")
-    assert (
-        summary(tmp_path / "sltt(4)" / "0")["parameters_sha256"]
-        != summary(tmp_path / "bptt" / "0")["parameters_sha256"]
+    rules = (
+        "--rules",
+        "bptt",
+        "bptt(T, bits=True)",
+        "ottt(0.9, chunk=4)",
+        "sltt(4)",
+        "--lrs",
+        0.01,
+        0.01,
+        0.003,
+        0.003,
     )
+    args = ("qtdb", "--reduced", "--made", *few, *rules, "--workdir", tmp_path)
+    assert call(frontier, monkeypatch, *args) == 0
+    rows = json.loads((tmp_path / "frontier.json").read_text())["rows"]
+    exact, bits, online, spatial = rows
+    assert [(row["rule"], row["lr"]) for row in rows] == [
+        ("bptt", 0.01), ("bptt(12, bits=True)", 0.01), ("ottt(0.9, chunk=4)", 0.003), ("sltt(4)", 0.003),
+    ]  # fmt: skip
+    assert exact["temp_bytes"] > spatial["temp_bytes"] > 0
+    assert exact["cosine"][0] == pytest.approx(1, abs=1e-5) == bits["cosine"][0]
+    assert max(row["cosine"][0] for row in (online, spatial)) < 0.999
+    assert bits["test_accuracy"] == exact["test_accuracy"]
+    assert (tmp_path / "frontier.md").read_text() in capsys.readouterr().out
+    assert_picture(tmp_path / "frontier.png")
+    ends = {summary(tmp_path / row["rule"] / "0")["parameters_sha256"] for row in (exact, online, spatial)}
+    assert len(ends) == 3
 
 
 def test_learning_rates_are_one_for_each_rule():
     with pytest.raises(ValueError, match=r"lrs must be one for each of 2 rules, got \(0.1,\)"):
-        sequences.Sequences.of("qtdb", rules=("bptt", "sltt"), lrs=(0.1,))
+        frontier.Frontier.of("qtdb", rules=("bptt", "sltt"), lrs=(0.1,))
 
 
 @pytest.mark.slow
