@@ -11,6 +11,8 @@ from common.runs import Experiment, Learned, Run, build
 from sltt_jax import blocks, functional, training
 from sltt_jax.analysis import Cost, accelerators, flops, program_cost
 
+SITE = Path(".compilers")  # where `make compilers` installs those for GPUs and TPUs
+
 
 class Program(NamedTuple):
     """The update of a run over a batch of a given size, traced; `state` and `batch` are what it takes."""

@@ -1,7 +1,7 @@
 """Figures of GPUs and TPUs: what their makers state, and how XLA's compiler is told of a GPU.
 
-Sources: NVIDIA's data sheets of A100, H100 and H200 (SXM; without sparsity) and of the hosts of eight of them,
-Google's documentation of TPU v5e, v5p and v6e.
+Sources: NVIDIA's data sheets of A100, H100 and H200 (SXM; without sparsity) and of the hosts of eight of
+them, Google's documentation of TPU v5e, v5p and v6e.
 """
 
 import dataclasses

@@ -8,9 +8,9 @@ XLA's compilers for GPUs and TPUs run on any machine. Their packages are install
     found = accelerator_cost("h100", compiled, flops=2 * 4096**3, precision="bfloat16")
     found.launches, found.moved_bytes, found.peak_bytes, found.seconds
 
-JAX may have computed before, and goes on computing on what the machine has. Nothing is tuned on the device, so
-that the workspace of cuDNN's algorithms is not counted. The figures are the same at every try with one version
-of jax.
+JAX may have computed before, and goes on computing on what the machine has. Nothing is tuned on the device,
+so that the workspace of cuDNN's algorithms is not counted. The figures are the same at every try with one
+version of jax.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ import jax
 from jax.experimental import topologies
 
 from sltt_jax.analysis import hlo
-from sltt_jax.analysis.accelerator_figures import Accelerator, accelerator, all_reduce_seconds
+from sltt_jax.analysis.accelerator_figures import accelerator, all_reduce_seconds
 from sltt_jax.analysis.costs import memory_stats
 from sltt_jax.blocks import PyTree, check_at_least_one
 
@@ -46,8 +46,8 @@ class AcceleratorCost:
       device: name of the kind of device.
       devices: how many run it.
       peak_bytes: that have to fit into the device, arguments and outputs with them: XLA's peak, or all its
-        buffers where these are more, as on a TPU whose buffers have gaps between them. A TPU's peak counts what
-        is on the chip as well, up to 128 MiB.
+        buffers where these are more, as on a TPU, whose buffers have gaps between them. A TPU's peak counts
+        what is on the chip as well, up to 128 MiB.
       temp_bytes: beside arguments and outputs. On a TPU it can read 0, where all of it is on the chip.
       launches: kernels and copies, see `hlo.Counts`.
       moved_bytes: read from and written to memory, every loop by its trips.
@@ -247,7 +247,11 @@ def _tpu_topology(site: Path, name: str) -> topologies.TopologyDescription:
     _check_installed(site, "libtpu", library)
     jax.devices()
     # It would ask the cloud which machine this is.
-    asked = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4"}
+    asked = {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    }
     with _environment(TPU_LIBRARY_PATH=str(library.absolute()), **asked):
         return topologies.get_topology_desc(name, platform="tpu")
 

@@ -1,8 +1,8 @@
 """Launches and bytes of an optimized XLA program, from its text and without running it.
 
 XLA's own figures count the body of a loop once. Here a loop counts by its trips, a branch of SLTT-K by its
-share of the steps, and a fusion that takes a slice of an array for the slice alone. What stays on the chip (on
-a TPU arrays of memory spaces other than the main one) is not moved.
+share of the steps, and a fusion that takes a slice of an array for the slice alone. What stays on the chip
+(on a TPU arrays of memory spaces other than the main one) is not moved.
 """
 
 import dataclasses
@@ -15,7 +15,8 @@ from sltt_jax.rules import K_STEP_SCOPE
 
 # Instructions that nothing is run for. What ends something asynchronous was counted at its start.
 _FREE = {
-    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id",
+    "replica-id",
 }  # fmt: skip
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
@@ -72,7 +73,9 @@ class Counts:
     looped_all_reduces: float = 0.0
 
     def __add__(self, other: "Counts") -> "Counts":
-        return Counts(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+        return Counts(
+            *(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True))
+        )
 
     def times(self, n: float) -> "Counts":
         """Counts of the same, done n times."""
@@ -136,7 +139,7 @@ class _Array(NamedTuple):
 
 
 def _arrays(of: str) -> Iterator[_Array]:
-    """The arrays of a type, each as large as it lies in memory: a TPU fills the last axes up to whole tiles."""
+    """The arrays of a type, as large as they lie in memory: a TPU fills the last axes up to whole tiles."""
     for kind, bits, shape, layout in _ARRAY.findall(of):
         dims = [int(n) for n in shape.split(",") if n]
         order, _, rest = layout.partition(":")
