@@ -16,6 +16,7 @@ version of jax.
 import contextlib
 import dataclasses
 import importlib
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -153,9 +154,16 @@ def compile_for(
 
 def compile_lowered(target: str, site: Path | str, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     """Compiles what was lowered for the devices that `compile_devices` returned."""
-    if accelerator(target).platform == "tpu":
-        return lowered.compile()
-    return lowered.compile(compiler_options={"xla_gpu_cuda_data_dir": str(_cuda(Path(site)))})
+    cuda = {"xla_gpu_cuda_data_dir": str(_cuda(Path(site)))}
+    options = cuda if accelerator(target).platform == "cuda" else None
+    # JAX's cache on disk would keep such a program, but cannot read it without the device.
+    least = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, least)
+    jax.config.update(least, math.inf)
+    try:
+        return lowered.compile(compiler_options=options)
+    finally:
+        jax.config.update(least, before)
 
 
 def accelerator_cost(
