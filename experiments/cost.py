@@ -13,8 +13,8 @@ against time over the chunks of sltt). The third asks for the largest batch that
 
 With `--target` the updates are compiled for a GPU or TPU, which need not be there, by the compilers that are
 in the folder `--site` (`make compilers` installs them): memory of each device, launches, bytes moved, the
-least time by its memory and its arithmetic and, with several devices, the one all-reduce by the bandwidth of
-their links. Large networks take the TPU's compiler minutes.
+least time by its memory and its arithmetic and, with several devices, the sum of their gradients by the
+bandwidth of their links. Large networks take the TPU's compiler minutes.
 """
 
 import dataclasses
