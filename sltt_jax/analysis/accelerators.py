@@ -154,7 +154,7 @@ def compile_for(
 
 def compile_lowered(target: str, site: Path | str, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     """Compiles what was lowered for the devices that `compile_devices` returned."""
-    cuda = {"xla_gpu_cuda_data_dir": str(_cuda(Path(site)))}
+    cuda: dict[str, str | bool] = {"xla_gpu_cuda_data_dir": str(_cuda(Path(site)))}
     options = cuda if accelerator(target).platform == "cuda" else None
     # JAX's cache on disk would keep such a program, but cannot read it without the device.
     least = "jax_persistent_cache_min_compile_time_secs"
