@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
+COMPILERS := .compilers
 
-.PHONY: train test test-slow lint notebooks clean
+.PHONY: train test test-slow lint notebooks compilers clean
 
 train: $(READY)
 	$(RUN) experiments/train.py digits --rule sltt --T 6 --epochs 20 --workdir runs/digits
@@ -23,8 +24,17 @@ lint: $(READY)
 notebooks: $(READY)
 	$(RUN) notebooks/execute.py
 
+# XLA's compilers for GPUs and TPUs, 2 GB, in a folder of their own: in the environment they would be backends.
+compilers: $(COMPILERS)/ready
+
+$(COMPILERS)/ready: $(READY)
+	rm -rf $(COMPILERS)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --target $(COMPILERS) \
+	  `$(RUN) -c "from sltt_jax.analysis import accelerators; print(*accelerators.packages())"`
+	@touch $@
+
 clean:
-	rm -rf $(VENV) runs dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(COMPILERS) runs dist .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt

@@ -1,19 +1,23 @@
 """The compiled update of a run, to tell its cost without data of its own."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 from common.measures import arguments
 from common.runs import Experiment, Learned, Run, build
-from sltt_jax import blocks, functional
-from sltt_jax.analysis import Cost, flops, program_cost
+from sltt_jax import blocks, functional, training
+from sltt_jax.analysis import Cost, accelerators, flops, program_cost
+
+SITE = Path(".compilers")  # where `make compilers` installs those for GPUs and TPUs
 
 
 class Program(NamedTuple):
     """The update of a run over a batch of a given size, traced; `state` and `batch` are what it takes."""
 
+    experiment: Experiment
     traced: jax.stages.Traced
     state: Any
     batch: Any
@@ -50,7 +54,46 @@ def trace_update(settings: Run, batch: int, *, real: bool = False) -> Program:
         data = jax.tree.map(sized, experiment.data.batch)
     traced = jax.jit(experiment.update(), donate_argnums=0).trace(state, data)
     share = experiment.rule.backward_share(settings.T)
-    return Program(traced, state, data, _forward_flops(experiment, state, data), share)
+    return Program(experiment, traced, state, data, _forward_flops(experiment, state, data), share)
+
+
+def cost_on(
+    settings: Run, batch: int, target: str, site: Path, *, devices: int = 1
+) -> accelerators.AcceleratorCost:
+    """Compiles the update of a run for devices that need not be there, and returns its cost on each of them.
+
+    Args:
+      settings: the run.
+      batch: samples of an update, of all devices together.
+      target, site, devices: as for `accelerators.compile_devices`.
+
+    Raises:
+      ValueError: a setting that cannot be.
+      FileNotFoundError: there is no such compiler in the folder `site`.
+    """
+    training.check_divides(batch, devices)
+    places = accelerators.compile_devices(target, site, devices)
+    program = trace_update(settings, batch // devices)
+    if devices == 1:
+        (device,) = places
+        there = jax.sharding.SingleDeviceSharding(device)
+        state, data = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=there), (program.state, program.batch)
+        )
+        lowered = jax.jit(program.experiment.update(), donate_argnums=0).lower(state, data)
+    else:
+        update = program.experiment.update(training.AXIS)
+        parts = lambda a: jax.ShapeDtypeStruct((devices, *a.shape), a.dtype)
+        data = jax.tree.map(parts, program.batch)
+        lowered = training.parallel(update, places, arguments=1, donate=True).lower(program.state, data)
+    return accelerators.accelerator_cost(
+        target,
+        accelerators.compile_lowered(target, site, lowered),
+        flops=flops(program.traced, backward_share=program.backward_share),
+        precision=settings.precision,
+        devices=devices,
+        backward_share=program.backward_share,
+    )
 
 
 def _forward_flops(experiment: Experiment, state, batch) -> float:

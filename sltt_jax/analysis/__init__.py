@@ -1,7 +1,8 @@
 """Costs of a training update, distance of SLTT's gradient from BPTT's, and activity of the neurons.
 
-All here works on networks of any kind. What looks into the layers of a Linen network is imported by its own
-name: `sltt_jax.analysis.activity` and `sltt_jax.analysis.recording`.
+All here works on networks of any kind. Two things are imported by their own names: what looks into the
+layers of a Linen network, `sltt_jax.analysis.activity` and `sltt_jax.analysis.recording`, and what compiles
+for a GPU or TPU that need not be there, `sltt_jax.analysis.accelerators`.
 """
 
 from sltt_jax.analysis.apply_check import BrokenApply, Finding, check_apply

@@ -74,16 +74,22 @@ def parallel(f: Callable, devices: Devices, *, arguments: int, donate: bool = Fa
       arguments: how many arguments before the batch all devices share.
       donate: give the memory of the first of them to the results.
     """
-    places = [jax.local_devices().index(device) for device in devices]
-    processes = range(jax.process_count())
     return jax.pmap(
         f,
         AXIS,
         in_axes=(None,) * arguments + (0,),
         out_axes=None,  # pyright: ignore[reportArgumentType]
-        devices=[jax.local_devices(process_index=p)[place] for p in processes for place in places],
+        devices=_of_all_processes(devices),
         donate_argnums=0 if donate else (),
     )
+
+
+def _of_all_processes(devices: Devices) -> Devices:
+    if jax.process_count() == 1:  # these may be devices that are only compiled for
+        return devices
+    places = [jax.local_devices().index(device) for device in devices]
+    processes = range(jax.process_count())
+    return [jax.local_devices(process_index=p)[place] for p in processes for place in places]
 
 
 def check_replicated(tree: PyTree):
