@@ -16,8 +16,8 @@ LEAST_SECONDS, MARGIN = 3.0, 1.3
 
 COLUMNS = {
     "stage": "stage", "workload": "workload", "peer": "peer", "rule": "rule", "precision": "precision",
-    "T": "T", "batch": "batch", "ms": "ms", "tflops": "TFLOP/s", "temp_mib": "temporaries MiB", "peak_mib": "peak MiB",
-    "launches": "launches", "compile_seconds": "compile s", "loss": "loss",
+    "T": "T", "batch": "batch", "ms": "ms", "tflops": "TFLOP/s", "temp_mib": "temporaries MiB",
+    "peak_mib": "peak MiB", "launches": "launches", "compile_seconds": "compile s", "loss": "loss",
 }  # fmt: skip
 REASONS = "error", "skipped", "cannot", "missing"
 
@@ -33,8 +33,8 @@ class Rows:
         """Nothing is written yet.
 
         Args:
-          paths: the file that every row is added to, and others that only those with figures are added to. Each
-            is made, with its folder, when there is something to write.
+          paths: the file of all rows, and others of only those with figures. Each is made, with its folder,
+            when there is something to write.
           seconds: no row is begun after so long.
           **common: entries of every row.
         """

@@ -117,8 +117,8 @@ ON_CPU = {
     "vgg11_T10": _vgg11(10, 16, (2, 5)),
 }
 # ResNet-18 and VGG-11 are in the paper's setting. The last are what others measure: the layer of Open
-# Neuromorphic's benchmark, the VGG for CIFAR10-DVS of spikingjelly's examples, and a network of a size that is
-# usual on the Spiking Heidelberg Digits. The neurons are those above in all of them.
+# Neuromorphic's benchmark, the VGG for CIFAR10-DVS of spikingjelly's examples, and a network of a size that
+# is usual on the Spiking Heidelberg Digits. The neurons are those above in all of them.
 ON_GPU = {
     "resnet18_batch128_T6": _resnet18(6, 128, (2, 3, 6)),
     "resnet18_batch512_T6": _resnet18(6, 512, (2, 3, 6)),
