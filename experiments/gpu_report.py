@@ -115,15 +115,16 @@ def run_all(settings: Settings, path: Path) -> bool:
         seconds = max(ends - time.monotonic(), 1.0) * SHARES[stage] / sum(SHARES[s] for s in left)
         seconds = max(seconds, 1.0)
         alone = dataclasses.replace(settings, stages=(stage,), limit=seconds)
+        rows = Rows([path], 0.0, stage=stage)
         try:
             status = subprocess.run(arguments(alone), timeout=seconds + GRACE_SECONDS).returncode
-            problem = f"the process ended with status {status}"
         except subprocess.TimeoutExpired:
-            status, problem = ROWS_FAILED + 1, f"ended after {seconds + GRACE_SECONDS:.0f} s, still at work"
+            rows.add(skipped=f"the rest, of which one was at work after {seconds + GRACE_SECONDS:.0f} s")
+            continue
         if status == NO_ACCELERATOR:
             raise SystemExit(status)
         if status not in (0, ROWS_FAILED):
-            Rows([path], 0.0, stage=stage).add(error=problem)
+            rows.add(error=f"the process ended with status {status}")
         failed |= status != 0
     return failed
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from peers import with_sltt_jax
 from peers.workloads import Workload
@@ -14,14 +15,14 @@ from sltt_jax import parse_rule
 BOUNDS = {"float64": 1e-9, "float32": 0.05}
 
 
-def deviation(workload: Workload, rule: str, dtype: str, device: jax.Device) -> float:
+def deviation(workload: Workload, rule: str, dtype: str, device: Any) -> float:
     """Compares what an update changes in the parameters on a device and on the CPU.
 
     Args:
       workload: the update.
       rule: as `parse_rule` takes it.
       dtype: "float64" or "float32", of everything; TF32 is not used.
-      device: the device.
+      device: of JAX.
 
     Returns:
       The norm of the difference of the changes, over the norm of that on the CPU.
@@ -37,7 +38,7 @@ def deviation(workload: Workload, rule: str, dtype: str, device: jax.Device) -> 
     return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
 
 
-def check_deviation(workload: Workload, rule: str, dtype: str, device: jax.Device) -> dict[str, Any]:
+def check_deviation(workload: Workload, rule: str, dtype: str, device: Any) -> dict[str, Any]:
     """Returns the `deviation` as a row of results.
 
     Raises:
@@ -53,7 +54,7 @@ def check_deviation(workload: Workload, rule: str, dtype: str, device: jax.Devic
 
 def _cast(tree, dtype):
     return jax.tree.map(
-        lambda a: a.astype(dtype) if np.issubdtype(a.dtype, np.floating) else a,
+        lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a,
         tree,
     )
 

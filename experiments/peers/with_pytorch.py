@@ -5,6 +5,7 @@ Maps lie in memory with channels last, which is faster than PyTorch's default or
 
 # pyright: basic, reportMissingImports=false
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -67,7 +68,7 @@ def program(workload: Workload, rule: str, precision: str, *, compiled: bool = F
     net, reset = network(workload, rule)
     net = net.to(DEVICE)
     xs, y = (a.to(DEVICE) for a in torch_networks.tensors(workload, channels_last=True))
-    forward = torch.compile(net) if compiled else net
+    forward: Any = torch.compile(net) if compiled else net
     update = torch_networks.make_update(
         workload, forward, reset, xs, y, online=rule == "sltt", precision=precision
     )
