@@ -65,7 +65,7 @@ def test_rules_that_must_differ_do(name, precision):
 
 
 @pytest.mark.parametrize(
-    ("rule", "detach"), [(sltt(), jax.lax.stop_gradient), (bptt(), lambda v: v)], ids=str
+    ("rule", "detach"), [(sltt(), jax.lax.stop_gradient), (bptt(), lambda v: v)], ids=["sltt", "bptt"]
 )
 def test_the_written_out_loop(rule, detach, precision):
     made, _ = net("two_matrices")
