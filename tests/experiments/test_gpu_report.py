@@ -8,6 +8,7 @@ from functools import partial
 
 import gpu_report
 import jax
+import parity
 import pytest
 from common import device_checks
 from common.result_rows import Rows, read_rows, tabulate
@@ -104,6 +105,18 @@ def test_a_device_that_computes_something_else_is_found(monkeypatch):
     monkeypatch.setattr(jax, "device_put", off)
     with pytest.raises(ArithmeticError, match="the cpu deviates from the CPU by"):
         device_checks.check_deviation(workload, "sltt", "float64", other)
+
+
+def test_numbers_of_the_authors_code(monkeypatch):
+    """With errors that are given: all cases can be read, and one above its bound is told."""
+    settings = gpu_report.Settings(stages=("sanity",))
+    rows = [figures for names, figures in gpu_report.checks(settings) if ".json" in names["check"]]
+    found = {"forward": {"logits": 1e-15}, "sltt": {"gradient": 2e-9}}
+    monkeypatch.setattr(parity, "check", lambda content, only: found)
+    assert len(rows) == 6 and all(figures() == {"deviation": 2e-9} for figures in rows)
+    found["sltt"]["gradient"] = 2e-8
+    with pytest.raises(ArithmeticError, match="sltt: gradient 2.0e-08 > 1e-08"):
+        rows[0]()
 
 
 def test_an_error_is_a_row_and_a_status(monkeypatch, tmp_path, capsys):
