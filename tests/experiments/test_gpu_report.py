@@ -115,7 +115,7 @@ def test_numbers_of_the_authors_code(monkeypatch):
     monkeypatch.setattr(parity, "check", lambda content, only: found)
     assert len(rows) == 6 and all(figures() == {"deviation": 2e-9} for figures in rows)
     found["sltt"]["gradient"] = 2e-8
-    with pytest.raises(ArithmeticError, match="sltt: gradient 2.0e-08 > 1e-08"):
+    with pytest.raises(ArithmeticError, match=r"sltt: gradient 2\.0e-08 > 1e-08"):
         rows[0]()
 
 
