@@ -34,7 +34,7 @@ from common.command import check_numbers, command, resumed, write_json
 from peers.protocol import CORES
 from peers.runner import Job, run_process
 from peers.tables import report
-from peers.workloads import PEER_RULES, WORKLOADS, own_rules
+from peers.workloads import ON_CPU, PEER_RULES, WORKLOADS, own_rules
 from plots.benchmark import plot_benchmark, plot_chunks
 from tqdm import tqdm
 
@@ -47,9 +47,6 @@ PACKAGES = {
     "snntorch": "torch snntorch",
     "spyx": "spyx",
 }
-ON_CPU = tuple(
-    name for name in WORKLOADS if "batch128" not in name and "batch512" not in name and name != "vgg11_T20"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +69,7 @@ class Settings:
       workdir: directory of what is written.
     """
 
-    workloads: tuple[str, ...] = ON_CPU
+    workloads: tuple[str, ...] = tuple(ON_CPU)
     peers: tuple[Peer, ...] = get_args(Peer)
     rules: tuple[RuleKind, ...] = get_args(RuleKind)
     precisions: tuple[Precision, ...] = get_args(Precision)

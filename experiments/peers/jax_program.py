@@ -45,11 +45,16 @@ def as_program(
     flops: float | None = None,
     devices: int = 1,
 ) -> Program:
-    """A compiled update with its figures; the temporaries are those of all its devices."""
+    """A compiled update with its figures; the bytes that its compiler planned are those of all devices."""
     memory = compiled.memory_analysis()
+    planned = None
+    if memory is not None:
+        planned = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+        planned += memory.temp_size_in_bytes
     figures: dict[str, float | None] = {
         "compile_seconds": compile_seconds,
         "temp_bytes": None if memory is None else devices * memory.temp_size_in_bytes,
+        "total_bytes": planned and devices * planned,
         "flops": flops,
     }
     carried = [state]

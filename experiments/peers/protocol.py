@@ -38,7 +38,7 @@ class Program(NamedTuple):
 
     Attributes:
       update: does a whole update, waits for it and returns its loss; goes on from the one before.
-      figures: what else is known of it: compile_seconds, temp_bytes, flops.
+      figures: what else is known of it: compile_seconds, temp_bytes, total_bytes, flops.
       peak_memory: as the function of that name; None where the memory is not that of the process.
     """
 

@@ -5,6 +5,7 @@ Maps lie in memory with channels last, which is faster than PyTorch's default or
 
 # pyright: basic, reportMissingImports=false
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -62,11 +63,13 @@ def network(workload: Workload, rule: str) -> tuple[torch.nn.Module, Callable[[]
     return net, reset
 
 
-def program(workload: Workload, rule: str, precision: str) -> Program:
-    """BPTT or SLTT."""
+def program(workload: Workload, rule: str, precision: str, *, compiled: bool = False) -> Program:
+    """BPTT or SLTT; `compiled` is of the network of one time step, the loop over time is PyTorch's own."""
     net, reset = network(workload, rule)
+    net = net.to(DEVICE)
     xs, y = (a.to(DEVICE) for a in torch_networks.tensors(workload, channels_last=True))
+    forward: Any = torch.compile(net) if compiled else net
     update = torch_networks.make_update(
-        workload, net.to(DEVICE), reset, xs, y, online=rule == "sltt", precision=precision
+        workload, forward, reset, xs, y, online=rule == "sltt", precision=precision
     )
     return torch_networks.as_program(update)

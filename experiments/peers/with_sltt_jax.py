@@ -9,43 +9,64 @@ import optax
 
 from peers import jax_program
 from peers.protocol import Program
-from peers.workloads import LEARNING_RATE, MOMENTUM, TAU, Workload, inputs, jax_weights
+from peers.workloads import LEARNING_RATE, MOMENTUM, TAU, Layer, Workload, inputs, jax_weights
 from sltt_jax import Neuron, Repeat, Rule, losses, parse_rule, training
 from sltt_jax.analysis import flops
 from sltt_jax.cpu import tune_xla
-from sltt_jax.layers import LIF, Dense, at_least_float32
+from sltt_jax.layers import LIF, Conv, Dense, StepBatchNorm, at_least_float32, avg_pool
 from sltt_jax.models import MLP, VGG11, ConvNet, ResNet18
 
 NEURON = Neuron(tau=TAU)
 
 
-class Linear(nn.Module):
-    """Dense - LIF."""
+class Sequential(nn.Module):
+    """The layers of a workload one after the other, for what is none of the library's networks.
 
-    features: int
+    Attributes:
+      layers: as `workloads.py` lists them, without residual blocks and tiles.
+      dtype: of convolutions and matrix products.
+      axis_name: of a `pmap`, for batch statistics over all its devices.
+    """
+
+    layers: tuple[Layer, ...]
     dtype: jnp.dtype | None = None
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, xs: jax.Array, *, train: bool, temporal_gradient: bool) -> jax.Array:
-        """Spikes `[T, B, features]` of inputs `[T, B, n]`."""
-        del train
-        xs = Dense(self.features, dtype=self.dtype)(xs)
-        return at_least_float32(LIF(NEURON)(xs, temporal_gradient=temporal_gradient))
+        """Outputs of the last layer, `[T, B, n]`, of inputs `[T, B, ...]`."""
+        for kind, *args in self.layers:
+            if kind == "dense":
+                xs = Dense(args[0], dtype=self.dtype)(xs)
+            elif kind == "conv":
+                features, stride, bias = args
+                xs = Conv(features, (3, 3), stride, padding=1, use_bias=bias, dtype=self.dtype)(xs)
+            elif kind == "norm":
+                xs = StepBatchNorm(axis_name=self.axis_name)(xs, train=train)
+            elif kind == "lif":
+                xs = LIF(NEURON)(xs, temporal_gradient=temporal_gradient)
+            elif kind == "pool":
+                xs = avg_pool(xs, args[0])
+            elif kind == "flatten":
+                xs = xs.reshape(*xs.shape[:2], -1)
+            else:
+                raise ValueError(f"no layer of this network is a {kind!r}")
+        return at_least_float32(xs)
 
 
 def model(workload: Workload, dtype: jnp.dtype | None, axis_name: str | None = None) -> nn.Module:
     """The network of a workload, as the library has it, of a `pmap` over `axis_name` if there is one."""
     kinds = [layer[0] for layer in workload.layers]
     features = tuple(layer[1] for layer in workload.layers if layer[0] in ("dense", "conv"))
-    if not workload.classes:
-        return Linear(*features, dtype=dtype)
     if "block" in kinds:
         return ResNet18(classes=workload.classes, neuron=NEURON, dtype=dtype, axis_name=axis_name)
     if "tile" in kinds:
         return VGG11(classes=workload.classes, neuron=NEURON, dtype=dtype, axis_name=axis_name)
-    if "conv" in kinds:
+    if workload.classes and "conv" not in kinds:
+        return MLP(features[:-1], workload.classes, NEURON, dtype=dtype)
+    if workload.classes and kinds.count("pool") == kinds.count("conv"):
         return ConvNet(features[:-1], workload.classes, NEURON, dtype=dtype, axis_name=axis_name)
-    return MLP(features[:-1], workload.classes, NEURON, dtype=dtype)
+    return Sequential(workload.layers, dtype, axis_name)
 
 
 def make_update(workload: Workload, rule: Rule, precision: str, axis_name: str | None = None):

@@ -21,7 +21,15 @@ SMALL = {
     "conv_T10": {"T": 3, "batch": 4, "chunks": (2,)},
     "resnet18_T4": {"T": 2, "batch": 2, "chunks": (2,)},
     "vgg11_T10": {"T": 2, "batch": 2, "chunks": (2,)},
-}
+    # As its layers are, with fewer of them.
+    "dvs_vgg_batch16_T10": {
+        "layers": (
+            *(("conv", 4, 1, True), ("norm",), ("lif",)) * 2,
+            *(("pool", 2), ("flatten",), ("dense", 10)),
+        ),
+        "shape": (8, 8, 2), "T": 3, "batch": 2, "chunks": (2,),
+    },
+}  # fmt: skip
 FEW = "bptt", "sltt(chunk)"
 ALL = tuple(rule for rule in OWN_RULES if rule != "sltt_k(2)")
 
