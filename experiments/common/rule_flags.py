@@ -29,9 +29,6 @@ def spelt(text: str, flags: dict[str, Any], *, T: int, k: int) -> str:
     """
     text = text.strip()
     given = {name: value for name, value in flags.items() if value is not None}
-    for name in STEPS:
-        if given.get(name, 1) != "auto" and given.get(name, 1) < 1:
-            raise ValueError(f"{name} must be >= 1, got {given[name]}")
     if given.get("chunk") == "auto" and text in ("sltt", AUTO):
         return AUTO
     if given.get("chunk") == "auto":
