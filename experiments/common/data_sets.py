@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from common.configs import RECURRENT, Config
 
+from common.configs import RECURRENT, Config
 from sltt_jax import data
 from sltt_jax.data import encoders
 from sltt_jax.data.augment import cifar, random_crop, random_flip, random_roll

@@ -1,8 +1,8 @@
 """Measurements of a network on one batch of its run."""
 
 import jax
-from common.runs import Experiment, Learned
 
+from common.runs import Experiment, Learned
 from sltt_jax import functional
 from sltt_jax.analysis.activity import Activity, activity, problems
 from sltt_jax.blocks import PyTree, first_step

@@ -4,9 +4,9 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import jax
+
 from common.measures import arguments
 from common.runs import Experiment, Learned, Run, build
-
 from sltt_jax import blocks, functional
 from sltt_jax.analysis import Cost, flops, program_cost
 
