@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from sltt_jax import rules
+from sltt_jax.blocks import check_at_most_T
 
 KINDS = {kind.__name__: kind for kind in (rules.bptt, rules.tbptt, rules.sltt, rules.sltt_k)}
 AUTO = "sltt(auto)"  # its chunk is found when the network is built
@@ -43,8 +44,7 @@ def spelt(text: str, flags: dict[str, Any], *, T: int, k: int) -> str:
         else:
             rule = rules.parse_rule(text)
         for name in STEPS:
-            if (value := getattr(rule, name, 1)) > T:
-                raise ValueError(f"{name}={value} is more than the T={T} time steps")
+            check_at_most_T(name, getattr(rule, name, 1), T)
         spelling, settings = str(rule), vars(rule)
     for name, value in given.items():
         if settings.get(name, value) != value:
