@@ -32,3 +32,11 @@ def test_files_of_the_readme_exist():
     paths = re.findall(r"(?:sltt_jax|experiments|tests)/[\w./]*", README)
     assert len(paths) > 10
     assert all((root / path.rstrip(".")).exists() for path in paths), paths
+
+
+def test_make_train_is_what_the_readme_says_and_resumes():
+    """With --overwrite it would start anew."""
+    makefile = (Path(__file__).parent.parent / "Makefile").read_text()
+    (made,) = re.findall(r"experiments/train.py .*", makefile)
+    (said,) = re.findall(r"`make train` is `python (.*?)`", README)
+    assert made == said and "--overwrite" not in made

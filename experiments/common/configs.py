@@ -127,8 +127,6 @@ class Config:
         check_numbers(self, "features", most=2**16)
         check_numbers(self, "width", least=1 / 64, most=64)  # the narrowest layer has 64 channels
         check_numbers(self, "seed", least=0, most=2**32 - 1)
-        if not self.features:
-            raise ValueError("features needs at least one value")
         for name, value in vars(self).items():
             if isinstance(value, float) and not abs(value) < 3e38 and name != "tau":
                 raise ValueError(f"{name} must be a number that float32 has, got {value}")

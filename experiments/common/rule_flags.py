@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from sltt_jax import rules
+from sltt_jax.blocks import check_at_most_T
 
 KINDS = {kind.__name__: kind for kind in (rules.bptt, rules.tbptt, rules.sltt, rules.sltt_k)}
 AUTO = "sltt(auto)"  # its chunk is found when the network is built
@@ -29,9 +30,6 @@ def spelt(text: str, flags: dict[str, Any], *, T: int, k: int) -> str:
     """
     text = text.strip()
     given = {name: value for name, value in flags.items() if value is not None}
-    for name in STEPS:
-        if given.get(name, 1) != "auto" and given.get(name, 1) < 1:
-            raise ValueError(f"{name} must be >= 1, got {given[name]}")
     if given.get("chunk") == "auto" and text in ("sltt", AUTO):
         return AUTO
     if given.get("chunk") == "auto":
@@ -46,8 +44,7 @@ def spelt(text: str, flags: dict[str, Any], *, T: int, k: int) -> str:
         else:
             rule = rules.parse_rule(text)
         for name in STEPS:
-            if (value := getattr(rule, name, 1)) > T:
-                raise ValueError(f"{name}={value} is more than the T={T} time steps")
+            check_at_most_T(name, getattr(rule, name, 1), T)
         spelling, settings = str(rule), vars(rule)
     for name, value in given.items():
         if settings.get(name, value) != value:

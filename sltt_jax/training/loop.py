@@ -123,12 +123,9 @@ def train_epochs(
     if loaded is not None:
         parts, progress = loaded
         train.set_state(progress["data"])
-        before = progress["steps_per_epoch"], progress["devices"]
-        if before[0] != steps:
-            raise ValueError(f"{workdir} holds a run of {before[0]} updates an epoch, now there are {steps}")
-        if before[1] != devices:
+        if (earlier := progress["devices"]) != devices:
             warnings.warn(
-                f"{workdir}: trained on {before[1]} devices so far, now on {devices}: results will not be "
+                f"{workdir}: trained on {earlier} devices so far, now on {devices}: results will not be "
                 "those of either alone",
                 stacklevel=2,
             )
@@ -143,7 +140,7 @@ def train_epochs(
         number = epoch.number * (steps + 1) + epoch.updates
         progress = {
             "data": train.get_state(), "epoch": dataclasses.asdict(epoch), "records": records,
-            "steps_per_epoch": steps, "devices": devices,
+            "devices": devices,
         }  # fmt: skip
         checkpoints.save(number, state._asdict(), progress, score=value)
 

@@ -120,6 +120,17 @@ def test_a_second_run_is_refused(tmp_path):
         pass
 
 
+def test_processes_must_agree_on_all_but_where_they_are(tmp_path, monkeypatch):
+    """With checkpoints after other updates, for one, each would wait for the other for ever."""
+    monkeypatch.setattr(training, "differing", list)  # as if they agreed on nothing
+    with pytest.raises(ValueError, match=r"the processes differ in .*; run the same command on all") as error:
+        start(tmp_path / "run")
+    named = {*str(error.value).removeprefix("the processes differ in ").partition(";")[0].split(", ")}
+    where = {"workdir", "data_dir", "download"}
+    assert named == {field.name for field in dataclasses.fields(Run)} - where | {"version of jax"}
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_finished_run_is_reported_again_whatever_became_of_its_files(
     digits_run, monkeypatch, tmp_path, capsys
 ):

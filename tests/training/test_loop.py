@@ -44,7 +44,7 @@ def compiled_for(rule, lr):
 
 def fit(
     workdir, epochs=3, rule=sltt_k(1), lr=0.1, stop_after=None, save_every=None, samples=30, batch_size=5,  # noqa: B008
-    devices=1, before_update=lambda n: None,
+    devices=1, before_update=lambda n: None, metrics_of=lambda n, metrics: metrics,
 ):  # fmt: skip
     """Records of the epochs, and the parameters after every update."""
     arrays, (start, update, evaluate) = tiny(), compiled_for(rule, lr)
@@ -57,7 +57,7 @@ def fit(
         before_update(len(params))
         state, metrics = update(state, batch)
         params.append(jax.device_get(state.params))
-        return state, metrics
+        return state, metrics_of(len(params), metrics)
 
     workdir.mkdir(exist_ok=True)
     records = []
@@ -207,6 +207,15 @@ def test_metrics_without_checkpoints_are_not_added_to(tmp_path):
     with pytest.raises(ValueError, match=f"{training.METRICS_FILE} is of a run whose checkpoints are gone"):
         fit(tmp_path, epochs=2)
     assert (tmp_path / training.METRICS_FILE).read_text() == before
+
+
+@pytest.mark.parametrize("name", ["loss", "grad_norm"])
+def test_one_number_that_is_not_finite_stops(tmp_path, name):
+    """A loss alone is so where float16 overflows, whose update is left out: its gradient counts as 0."""
+    bad = {"grad_norm": 0.0, name: np.nan}
+    with pytest.raises(FloatingPointError, match=f"^{name} is nan in update 3 of epoch 2: "):
+        fit(tmp_path, metrics_of=lambda n, metrics: metrics._replace(**bad) if n == 9 else metrics)
+    assert [r["epoch"] for r in training.read_metrics(tmp_path)] == [1]
 
 
 def test_divergence_stops_and_keeps_the_last_good_state(tmp_path):
