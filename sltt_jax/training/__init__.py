@@ -1,5 +1,6 @@
 """Updates, evaluation and the training loop."""
 
+from sltt_jax.training.answers import accuracy
 from sltt_jax.training.checkpoint_files import sha256
 from sltt_jax.training.checkpoints import CHECKPOINTS, DAMAGED, Checkpoints, load_parts
 from sltt_jax.training.loop import evaluate_all, train_epochs
@@ -24,6 +25,7 @@ from sltt_jax.training.steps import (
     init_state,
     make_evaluate,
     make_update,
+    state_of,
 )
 from sltt_jax.training.stopping import Stopped, StopRequests
 
@@ -40,6 +42,7 @@ __all__ = [
     "StopRequests",
     "Stopped",
     "TrainState",
+    "accuracy",
     "check_divides",
     "check_replicated",
     "cosine_per_epoch",
@@ -61,6 +64,7 @@ __all__ = [
     "samples_of",
     "sha256",
     "split",
+    "state_of",
     "together",
     "train_epochs",
     "write_text",
