@@ -40,8 +40,8 @@ class Config:
     Attributes:
       preset: the preset that it started from.
       data: data set, see data_sets.py; or data of one's own: "folder:PATH" of images or "events:PATH" of
-        recordings in class folders, or "PATH.py", whose function `load_data` returns it, see docs/own_data.md.
-      size: height and width of the images of a folder, or of the frames of recordings; by default as they are.
+        recordings in class folders, or "PATH.py", whose function `load_data` returns it (docs/own_data.md).
+      size: height and width of the images of a folder, or of the frames of recordings; by default their own.
       test_share: share of the files of each class for testing, of folders without train/ and test/.
       train_samples: training samples that are used; all by default.
       test_samples: likewise.
@@ -175,7 +175,8 @@ class Config:
             raise ValueError(f"test_share must be above 0 and below 1, got {self.test_share}")
         if (self.size, self.test_share) != (None, TEST_SHARE) and (source is None or source.kind == "module"):
             raise ValueError(
-                f"size and test_share are for data in class folders, folder:PATH or events:PATH, got {self.data!r}"
+                "size and test_share are for data in class folders, folder:PATH or events:PATH, "
+                f"got {self.data!r}"
             )
 
 

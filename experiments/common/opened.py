@@ -51,19 +51,19 @@ def open_data(config: Config, directory: Path, *, made: bool, download: bool = F
             raise ValueError(f"made is for data sets by name, got {source}")
         return _open_own(config, source, directory)
     form = spec(config)
-    encode = form.encoder(config), _target_encoder(form.per_step)
+    how: Any = {"encode": form.encoder(config), "encode_target": _target_encoder(form.per_step)}
     n_train, n_test = config.train_samples, config.test_samples
     if not (made or form.load):
         if n_train or n_test:
             raise ValueError("ImageNet is streamed whole: no --train-samples, --test-samples or --reduced")
-        return OpenData(*encode, *_imagenet(config, directory, _mine()), form.classes)
+        return OpenData(**how, **_imagenet(config, directory, _mine()), classes=form.classes)
     if made and config.preprocessing == "paper":
         raise ValueError("preprocessing=paper is of real recordings; made-up frames are counts")
     if made or not form.load:
         arrays = form.make(config.T, train=n_train or 512, test=n_test or 256, seed=config.seed)
     else:
         arrays = form.load(directory, config, download)
-    return OpenData(*encode, *_batches(arrays, config), form.classes)
+    return OpenData(**how, **_batches(arrays, config), classes=form.classes)
 
 
 def _target_encoder(per_step: bool) -> encoders.TargetEncoder:
@@ -74,7 +74,7 @@ def _mine() -> dict[str, int]:
     return {"process": jax.process_index(), "processes": jax.process_count()}
 
 
-def _batches(arrays: data.ArrayData, config: Config):
+def _batches(arrays: data.ArrayData, config: Config) -> dict[str, Any]:
     """Training batches, those that are held out, and one batch, of data in memory."""
     of = lambda chosen, *arrays: jax.tree.map(lambda a: a[chosen], arrays)
     B, mine = config.batch_size, _mine()
@@ -86,28 +86,28 @@ def _batches(arrays: data.ArrayData, config: Config):
         x, y = of(kept, x, y)
     train = data.ArrayBatches(x, y, B, seed=config.seed, **mine)
     held_out = {name: partial(data.padded_batches, *part, B, **mine) for name, part in parts.items()}
-    return train, held_out, data.Batch(x=x[:B], y=of(slice(B), y)[0])
+    batch = data.Batch(x=x[:B], y=of(slice(B), y)[0])
+    return {"train": train, "held_out": held_out, "batch": batch}
 
 
 def _open_own(config: Config, source: Source, directory: Path) -> OpenData:
     own = open_own(config, source, directory)
-    encode: Any = own.encode, _target_encoder(own.per_step)
+    encode_target, classes = _target_encoder(own.per_step), own.data.classes
     if isinstance(own.data, data.ArrayData):
-        return OpenData(*encode, *_batches(own.data, config), own.data.classes, own.about)
+        parts = _batches(own.data, config)
+        return OpenData(own.encode, encode_target, **parts, classes=classes, about=own.about)
     if config.train_samples or config.test_samples or config.validation:
         raise ValueError(
             f"{source} has batches of its own: no --train-samples, --test-samples, --validation or --reduced"
         )
-    start = own.data.train.get_state()
-    batch = next(own.data.train)
-    own.data.train.set_state(start)
-    whole = jax.tree.map(lambda a: np.concatenate([a] * jax.process_count()), batch)
+    whole: Any = jax.tree.map(lambda a: np.concatenate([a] * jax.process_count()), own.data.first_batch())
     if len(whole["x"]) != config.batch_size:
         raise ValueError(
             f"{source}: batches over all processes must have batch_size={config.batch_size} samples, got "
             f"{len(whole['x'])}"
         )
-    return OpenData(*encode, own.data.train, {"test": own.data.test}, whole, own.data.classes, own.about)
+    held_out = {"test": own.data.test}
+    return OpenData(own.encode, encode_target, own.data.train, held_out, whole, classes, own.about)
 
 
 def split_indices(n: int, config: Config) -> tuple[np.ndarray, np.ndarray]:
@@ -126,7 +126,7 @@ def split_indices(n: int, config: Config) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(order[held:]), np.sort(order[:held])
 
 
-def _imagenet(config: Config, directory: Path, mine: dict):
+def _imagenet(config: Config, directory: Path, mine: dict) -> dict[str, Any]:
     from sltt_jax.data.images.imagenet import SIZE, ImageStream, Subset, evaluation_batches
     from sltt_jax.data.images.tfds_sets import image_records
 
@@ -137,8 +137,9 @@ def _imagenet(config: Config, directory: Path, mine: dict):
         parts = {"validation": Subset(train, held), **parts}
         train = Subset(train, kept)
     batch = data.Batch(x=np.zeros((B, SIZE, SIZE, 3), np.uint8), y=np.zeros(B, np.int32))
-    return (
-        ImageStream(train, B, seed=config.seed, workers=WORKERS, **mine),
-        {name: partial(evaluation_batches, part, B, workers=WORKERS, **mine) for name, part in parts.items()},
-        batch,
-    )
+    of = lambda part: partial(evaluation_batches, part, B, workers=WORKERS, **mine)
+    return {
+        "train": ImageStream(train, B, seed=config.seed, workers=WORKERS, **mine),
+        "held_out": {name: of(part) for name, part in parts.items()},
+        "batch": batch,
+    }

@@ -1,7 +1,5 @@
 """Data of one's own: images and recordings in class folders, and what a function of one's own returns."""
 
-import importlib.util
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,13 +7,11 @@ import jax
 import numpy as np
 from common.configs import Config
 from common.forms import FLAT, Spec
+from common.own_module import call, checked_step, sample_of
 from common.sources import Source
 
 from sltt_jax import data
-from sltt_jax.blocks import first_step, time_steps
 from sltt_jax.data import encoders
-
-FUNCTION = "load_data"
 
 
 class Own(NamedTuple):
@@ -48,11 +44,11 @@ def open_own(config: Config, source: Source, directory: Path) -> Own:
     """
     if source.kind == "module":
         return _of_module(config, source.path)
-    options = {"size": config.size, "test_share": config.test_share, "cache": directory / "cache"}
+    size, share, cache = config.size, config.test_share, directory / "cache"
     if source.kind == "folder":
         from sltt_jax.data.images.folders import load_image_folder  # needs Pillow
 
-        arrays, names = load_image_folder(source.path, **options)
+        arrays, names = load_image_folder(source.path, size=size, test_share=share, cache=cache)
         pixels = _mean_and_std(arrays.train_x, source.path)
         form = Spec(arrays.train_x.shape[1:], arrays.classes, None, pixels=pixels)
         numbers = (f"{m:.4f} +- {s:.4f}" for m, s in zip(*pixels, strict=True))
@@ -60,7 +56,9 @@ def open_own(config: Config, source: Source, directory: Path) -> Own:
     else:
         from sltt_jax.data.events.folders import load_event_folder
 
-        arrays, names = load_event_folder(source.path, steps=config.T, **options)
+        arrays, names = load_event_folder(
+            source.path, steps=config.T, size=size, test_share=share, cache=cache
+        )
         form = Spec(arrays.train_x.shape[2:], arrays.classes, None, events=True)
         said = _moments("events of a pixel and step", arrays.train_x)
     about = f"data     {source}", *_about(arrays, names), f"inputs   {said}"
@@ -79,7 +77,8 @@ def _mean_and_std(x: np.ndarray, folder: Path) -> tuple[tuple[float, ...], tuple
 
 
 def _moments(what: str, x: np.ndarray) -> str:
-    return f"{what}: {x.mean(dtype=np.float64):.4g} +- {_std(x):.4g}, from {x.min():.4g} to {x.max():.4g}, {x.dtype}"
+    mean, ends = x.mean(dtype=np.float64), f"from {x.min():.4g} to {x.max():.4g}"
+    return f"{what}: {mean:.4g} +- {_std(x):.4g}, {ends}, {x.dtype}"
 
 
 def _std(x: np.ndarray) -> float:
@@ -110,93 +109,20 @@ def _of_module(config: Config, path: Path) -> Own:
     """Calls the function of a file, and checks what it returns."""
     if config.encoding != "direct":
         raise ValueError(f"encoding={config.encoding} is for images; {path} has an encoder of its own")
-    function = _function(path)
     wanted = data.Wanted(config.T, config.batch_size, config.seed, jax.process_index(), jax.process_count())
-    try:
-        found = function(wanted)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    pair = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
-    if not isinstance(pair[0], (data.ArrayData, data.BatchData)) or not callable(pair[1]):
-        raise ValueError(
-            f"{path}: {FUNCTION} must return (sltt_jax.data.ArrayData or BatchData, encoder), got "
-            f"{_kinds(found)}"
-        )
-    own, encode = pair
-    if isinstance(own, data.BatchData):
-        sample, whole = _first_batches(own, path), ("samples  in batches",)
-        per_step = isinstance(sample.train_y, dict)
-        whole += (f"labels   {own.classes} classes", f"epochs   of {own.train.steps_per_epoch} updates")
-    else:
-        sample, per_step = own, isinstance(own.train_y, dict)
-        whole = _about(own, tuple(map(str, range(own.classes))))
-    if own.classes < 2:
-        raise ValueError(f"{path}: there must be at least two classes, got {own.classes}")
+    own, encode = call(path, wanted)
+    sample = sample_of(own, path)
+    per_step = isinstance(sample.train_y, dict)
     if per_step and sample.train_x.shape[1] != config.T:
         raise ValueError(
             f"{path}: there are labels of {sample.train_x.shape[1]} steps, and the run has T={config.T}"
         )
-    few = min(config.batch_size, len(sample.train_x))
-    step = _checked_step(encode, sample.train_x[:few], config.T, path)
-    if config.model in FLAT and step.ndim == 4:
+    step = checked_step(encode, sample.train_x[: config.batch_size], config.T, path)
+    if config.model in FLAT and len(step) == 3:
         encode = encoders.flat(encode)
-    said = f"{_moments('numbers', sample.train_x)}; the network sees {list(step.shape[1:])} at each step"
+    if isinstance(own, data.BatchData):
+        whole = (f"samples  in {own.train.steps_per_epoch} batches an epoch; {own.classes} classes",)
+    else:
+        whole = _about(own, tuple(map(str, range(own.classes))))
+    said = f"{_moments('numbers', sample.train_x)}; the network sees {list(step)} at each step"
     return Own(own, encode, per_step, (f"data     {path}", *whole, f"inputs   {said}"))
-
-
-def _function(path: Path):
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    spec = importlib.util.spec_from_file_location(f"own_data_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise ValueError(f"{path}: line {error.lineno}: {error.msg}") from error
-    function = getattr(module, FUNCTION, None)
-    if not callable(function):
-        raise ValueError(f"{path}: it has no function {FUNCTION}(wanted)")
-    return function
-
-
-def _kinds(found) -> str:
-    if isinstance(found, tuple):
-        return f"({', '.join(type(part).__name__ for part in found)})"
-    return type(found).__name__
-
-
-def _first_batches(own: data.BatchData, path: Path) -> data.ArrayData:
-    """The first batch of either split as arrays, which are checked; the training batches are put back."""
-    start = own.train.get_state()
-    train = next(own.train)
-    own.train.set_state(start)
-    test = next(iter(own.test()), None)
-    for name, batch, keys in (("train", train, {"x", "y"}), ("test", test, {"x", "y", "mask"})):
-        if not isinstance(batch, dict) or set(batch) != keys:
-            got = sorted(batch) if isinstance(batch, dict) else batch
-            raise ValueError(f"{path}: {name} batches must be dicts of {sorted(keys)}, got {got}")
-    assert test is not None
-    chosen = np.asarray(test["mask"]) != 0
-    of_test = (jax.tree.map(lambda a: a[chosen], test[name]) for name in ("x", "y"))
-    try:
-        return data.ArrayData(train["x"], train["y"], *of_test, classes=own.classes)
-    except ValueError as error:
-        raise ValueError(f"{path}: first batch: {error}") from error
-
-
-def _checked_step(encode, x: np.ndarray, T: int, path: Path) -> jax.ShapeDtypeStruct:
-    """The input of one step as the encoder makes it, which must be of T steps of the samples."""
-    try:
-        inputs = jax.eval_shape(lambda x: encode(x, None), x)
-        steps, step = time_steps(inputs), first_step(inputs)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: the encoder cannot encode {list(x.shape)}: {error}") from error
-    if steps != T:
-        raise ValueError(f"{path}: the encoder makes {steps} steps of {list(x.shape)}, and the run has T={T}")
-    if not hasattr(step, "shape") or step.shape[:1] != (len(x),):
-        raise ValueError(
-            f"{path}: the encoder must make arrays [T, B, ...] of B={len(x)} samples, got {step}"
-        )
-    return step

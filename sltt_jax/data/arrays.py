@@ -18,9 +18,9 @@ class ArrayData:
       classes: number of classes.
 
     Raises:
-      ValueError: something is no array, inputs and labels differ in number, the inputs of the
-        two splits differ in shape, an input is neither an unsigned integer nor a finite number, or a label is not an integer in
-        0..classes-1.
+      ValueError: something is no array, inputs and labels differ in number, the inputs of the two splits
+        differ in shape, an input is neither an unsigned integer nor a finite number, or a label is not an
+        integer in 0..classes-1.
     """
 
     train_x: np.ndarray

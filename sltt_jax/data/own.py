@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from sltt_jax.blocks import PyTree
-from sltt_jax.data.pipeline import Batches
+from sltt_jax.data.pipeline import Batch, Batches
 
 
 class Wanted(NamedTuple):
@@ -31,7 +31,7 @@ class BatchData:
 
     Attributes:
       train: batches for training, endless, which can be put back to any batch.
-      test: returns the batches for testing, once through: `{"x", "y", "mask"}`, as `padded_batches` makes them.
+      test: returns the batches for testing, once through, `{"x", "y", "mask"}` as of `padded_batches`.
       classes: number of classes.
 
     Raises:
@@ -45,3 +45,10 @@ class BatchData:
     def __post_init__(self):
         if self.train.steps_per_epoch < 1:
             raise ValueError(f"train must have batches, got steps_per_epoch={self.train.steps_per_epoch}")
+
+    def first_batch(self) -> Batch:
+        """Takes the next training batch, and puts the batches back to before it."""
+        start = self.train.get_state()
+        batch = next(self.train)
+        self.train.set_state(start)
+        return batch

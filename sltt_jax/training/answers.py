@@ -46,20 +46,19 @@ class Tally(NamedTuple):
 
     Attributes:
       sums: of the metrics, by name, scalars.
-      count: samples, or samples at steps, scalar; None where all count, and `sums` are means.
+      answers: samples, or samples at steps, scalar; None where all count, and `sums` are means.
     """
 
     sums: dict[str, jax.Array]
-    count: jax.Array | None
+    answers: jax.Array | None
 
     def means(self) -> dict[str, jax.Array]:
-        """Divides by the count; where nothing counts the means are 0."""
-        if self.count is None:
+        """Divides by the number of answers; where there is none the means are 0."""
+        if self.answers is None:
             return self.sums
-        count = self.count  # of several devices it is an average, and may be below 1
-        return {
-            name: jnp.where(count > 0, s / jnp.where(count > 0, count, 1), 0) for name, s in self.sums.items()
-        }
+        # Of several devices it is an average, and may be below 1.
+        number = jnp.where(self.answers > 0, self.answers, 1)
+        return {name: jnp.where(self.answers > 0, value / number, 0) for name, value in self.sums.items()}
 
 
 def tally_of_sum(metrics: MetricsOf, outputs: PyTree, target: PyTree) -> Tally:

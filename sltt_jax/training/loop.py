@@ -107,7 +107,8 @@ def train_epochs(
       `epoch` (from 1), `train_loss`, `train_accuracy`; for every name in `held_out` `<name>_loss`,
       `<name>_accuracy`, `<name>_accuracy_per_step` (or what `metrics` there are); `firing_rates` (of the
       last); `seconds` in all, `data_seconds` (of waiting for batches), `update_seconds` and
-      `evaluation_seconds`; `seconds_per_update` (median from one to the next) and `samples_per_second` of training.
+      `evaluation_seconds`; `seconds_per_update` (median from one to the next) and `samples_per_second` of
+      training.
 
     Raises:
       FloatingPointError: a loss or gradient is not finite; the last checkpoint stays.

@@ -228,7 +228,7 @@ def make_update(
             norm = jnp.where(finite | (loss_scale.scale <= LEAST), norm, 0)
             loss_scale = adjust(loss_scale, finite)
         new = TrainState(state.step + 1, params, variables, opt_state, state.key, loss_scale)
-        answers = tally.count
+        answers = tally.answers
         if axis_name is not None and answers is not None:
             answers = answers * jax.lax.axis_size(axis_name)
         return new, Metrics(loss, tally.means(), norm, answers)

@@ -102,6 +102,8 @@ def _decode(name: str, files: Sequence[LabelledFile], shape: tuple[int, int, int
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
-        raise ValueError("it has transparent pixels, which have no colour")
+    if image.has_transparency_data:
+        opacity = np.asarray(image.convert("RGBA"))[..., 3]
+        if opacity.min() < 255:
+            raise ValueError("it has transparent pixels, which have no colour")
     return image
