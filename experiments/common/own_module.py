@@ -88,7 +88,7 @@ def checked_step(encode: Encoder, x: np.ndarray, T: int, path: Path) -> tuple[in
     """
     try:
         inputs = jax.eval_shape(lambda x: encode(x, None), x)
-        steps, step = time_steps(inputs), first_step(inputs)
+        steps, step = time_steps(inputs), jax.eval_shape(first_step, inputs)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: the encoder cannot encode {list(x.shape)}: {error}") from error
     if steps != T:

@@ -93,17 +93,19 @@ def state_of(
     *,
     scale_loss: bool = False,
 ) -> TrainState:
-    """Makes the state before the first update of parameters that are there already.
+    """Makes the state before the first update, with copies of what it is made of: updates take its memory.
 
     Args:
-      params: parameters.
+      params: parameters that are there already.
       optimizer: of the updates to come.
       key: of the run.
       variables: what else of the network goes on from update to update; by default nothing does.
       scale_loss: for networks that compute in float16.
     """
+    variables = {} if variables is None else variables
+    params, variables, key = jax.tree.map(jnp.copy, (params, variables, key))
     return TrainState(
-        jnp.zeros((), jnp.int32), params, {} if variables is None else variables, optimizer.init(params), key,
+        jnp.zeros((), jnp.int32), params, variables, optimizer.init(params), key,
         initial_loss_scale() if scale_loss else None,
     )  # fmt: skip
 
