@@ -18,15 +18,8 @@ from sltt_jax.training.parallel import (
     split,
 )
 from sltt_jax.training.processes import differing, join, leave, on_first, same_everywhere, together
-from sltt_jax.training.steps import (
-    Evaluation,
-    Metrics,
-    TrainState,
-    init_state,
-    make_evaluate,
-    make_update,
-    state_of,
-)
+from sltt_jax.training.states import TrainState, init_state, state_of
+from sltt_jax.training.steps import Evaluation, Metrics, make_evaluate, make_update
 from sltt_jax.training.stopping import Stopped, StopRequests
 
 __all__ = [

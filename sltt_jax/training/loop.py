@@ -20,7 +20,8 @@ from sltt_jax.training.checkpoints import CHECKPOINTS, Checkpoints
 from sltt_jax.training.metrics import METRICS_FILE, append_metrics, rewrite_metrics
 from sltt_jax.training.parallel import check_replicated, samples_of
 from sltt_jax.training.processes import on_first
-from sltt_jax.training.steps import Evaluation, TrainState
+from sltt_jax.training.states import TrainState
+from sltt_jax.training.steps import Evaluation
 from sltt_jax.training.stopping import Stopped, StopRequests
 
 

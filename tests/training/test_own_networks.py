@@ -198,3 +198,35 @@ def test_a_state_is_drawn_by_one_program():
     state = training.init_state(held, OPTIMIZER, counted, jax.random.key(0), X)
     assert calls == [True, True]
     chex.assert_trees_all_equal(state.params, start().params)
+
+
+def test_epochs_with_metrics_of_ones_own(tmp_path):
+    """They are in the records, and the best epoch is known by one of them."""
+    x, y = np.tile(X, (4, 1, 1)), np.tile(Y, 4)
+    how = {"metrics": own, **AT_REST}
+    update = training.make_update(
+        functional.applier(MODEL), sltt(), losses.cross_entropy, OPTIMIZER, FRAMES, **how
+    )
+    evaluate = training.make_evaluate(
+        functional.applier(MODEL, train=False), losses.cross_entropy, FRAMES, **how
+    )
+    state = training.state_of(start().params, OPTIMIZER, jax.random.key(0))
+    with training.Checkpoints(tmp_path) as checkpoints:
+        records = list(
+            training.train_epochs(
+                state, jax.jit(update, donate_argnums=0), jax.jit(evaluate),
+                data.ArrayBatches(x, y, 8, seed=0), {"test": lambda: data.padded_batches(x, y, 8)},
+                epochs=3, checkpoints=checkpoints, workdir=tmp_path, score="test_value",
+            )
+        )  # fmt: skip
+    trained = {name for name in records[0] if name.startswith("train_")}
+    assert trained == {"train_loss", "train_value", "train_among_two"}
+    assert records[-1]["test_value"] > records[0]["test_value"]
+    assert len(records[0]["test_value_per_step"]) == T
+    assert records[-1]["firing_rates"] == {}
+    assert records == training.read_metrics(tmp_path)
+    params = training.load_parts(tmp_path, {"params": start().params}, best=True)["params"]
+    found = training.evaluate_all(
+        jax.jit(evaluate), state._replace(params=params), data.padded_batches(x, y, 8)
+    )
+    assert found["value"] == pytest.approx(max(record["test_value"] for record in records), rel=1e-6)
