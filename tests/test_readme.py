@@ -5,9 +5,11 @@ import jax
 import numpy as np
 import pytest
 
+from tests.common.documents import blocks
+
 README = (Path(__file__).parent.parent / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
-CODE = [text for language, text in BLOCKS if language == "python"]
+BLOCKS = blocks(README)
+CODE = [block.text for block in BLOCKS if block.language == "python"]
 
 
 @pytest.mark.parametrize("code", CODE, ids=range(len(CODE)))
@@ -17,7 +19,7 @@ def test_code_of_the_readme_runs(code, capsys):
     printed = capsys.readouterr().out
     if printed:
         # What it prints stands in the README; memory may differ a little between compilers.
-        shown = next(text for language, text in BLOCKS if not language and text.startswith("bptt"))
+        shown = next(block.text for block in BLOCKS if not block.language and block.text.startswith("bptt"))
         numbers = re.compile(r"[\d.]+(?= MiB)")
         assert numbers.sub("", printed) == numbers.sub("", shown)
         for got, said in zip(numbers.findall(printed), numbers.findall(shown), strict=True):

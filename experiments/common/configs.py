@@ -11,6 +11,7 @@ import tyro
 
 from common.command import check_numbers
 from common.rule_flags import spelt
+from common.sources import source_of
 from sltt_jax import models, surrogate
 from sltt_jax.neurons import Neuron
 
@@ -24,6 +25,8 @@ NF_RESNETS = {
     "nf_resnet101": models.NFResNet101,
 }
 
+TEST_SHARE = 0.2
+
 Model = Literal[
     "mlp", "convnet", "recurrent", "resnet18", "resnet34", "vgg11", "vgg13", "vgg16", "vgg19",
     "nf_resnet34", "nf_resnet50", "nf_resnet101",
@@ -36,7 +39,10 @@ class Config:
 
     Attributes:
       preset: the preset that it started from.
-      data: data set, see data_sets.py.
+      data: data set, see data_sets.py; or data of one's own: "folder:PATH" of images or "events:PATH" of
+        recordings in class folders, or "PATH.py", whose function `load_data` returns it (docs/own_data.md).
+      size: height and width of the images of a folder, or of the frames of recordings; by default their own.
+      test_share: share of the files of each class for testing, of folders without train/ and test/.
       train_samples: training samples that are used; all by default.
       test_samples: likewise.
       validation: share of the training samples that is kept from training, to select an epoch by.
@@ -83,6 +89,8 @@ class Config:
 
     preset: tyro.conf.Suppress[str]
     data: str
+    size: int | None = None
+    test_share: float = TEST_SHARE
     train_samples: int | None = None
     test_samples: int | None = None
     validation: float = 0.0
@@ -125,11 +133,13 @@ class Config:
     def __post_init__(self, k, draw, scale, window, chunk, remat):
         check_numbers(self, "train_samples", "test_samples", "batch_size", "T", "epochs", most=10**6)
         check_numbers(self, "features", most=2**16)
+        check_numbers(self, "size", most=2**12)
         check_numbers(self, "width", least=1 / 64, most=64)  # the narrowest layer has 64 channels
         check_numbers(self, "seed", least=0, most=2**32 - 1)
         for name, value in vars(self).items():
             if isinstance(value, float) and not abs(value) < 3e38 and name != "tau":
                 raise ValueError(f"{name} must be a number that float32 has, got {value}")
+        self._check_source()
         if not self.lr > 0:
             raise ValueError(f"lr must be > 0, got {self.lr}")
         make_neuron(self)
@@ -154,6 +164,18 @@ class Config:
             raise ValueError(f"{self.model} has no batch statistics to synchronise")
         if self.model in NF_RESNETS and self.dropout:
             raise ValueError(f"{self.model} has no dropout, got {self.dropout}")
+
+    def _check_source(self):
+        source = source_of(self.data)
+        if source is not None:  # a run is found again from any other directory
+            object.__setattr__(self, "data", str(source))
+        if not 0 < self.test_share < 1:
+            raise ValueError(f"test_share must be above 0 and below 1, got {self.test_share}")
+        if (self.size, self.test_share) != (None, TEST_SHARE) and (source is None or source.kind == "module"):
+            raise ValueError(
+                "size and test_share are for data in class folders, folder:PATH or events:PATH, "
+                f"got {self.data!r}"
+            )
 
 
 def make_neuron(config: Config) -> Neuron:

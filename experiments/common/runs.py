@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from common import data_sets
 from common.command import check_numbers
 from common.configs import Config, make_model
+from common.opened import OpenData, open_data
 from common.presets import PRESETS, reduced
 from common.rule_flags import AUTO
 from sltt_jax import functional, losses, rules, training
@@ -85,7 +85,7 @@ class Experiment(NamedTuple):
     """A run whose settings were found good, with its data, network, rule and loss at hand."""
 
     run: Run
-    data: data_sets.OpenData
+    data: OpenData
     model: nn.Module
     rule: rules.Rule
     step_loss: rules.StepLoss
@@ -101,7 +101,7 @@ class Experiment(NamedTuple):
         """Draws the state before the first update."""
         x = jnp.asarray(self.data.batch["x"])
         init = partial(training.init_state, scale_loss=self.run.precision == "float16")
-        return jax.jit(init, static_argnums=(0, 1, 2))(self.model, self.optimizer, self.data.encode, key, x)
+        return init(self.model, self.optimizer, self.data.encode, key, x)
 
     def load(self, folder: Path, *, best: bool = False) -> Learned:
         """Reads what a run has learnt: at its last checkpoint, its best one, or the one that `folder` is.
@@ -136,7 +136,7 @@ class Experiment(NamedTuple):
 
     def model_on(self, axis_name: str | None) -> nn.Module:
         """Builds the network, with its batch statistics over `axis_name` where the settings say so."""
-        return make_model(self.run, data_sets.spec(self.run).classes, axis_name=axis_name)
+        return make_model(self.run, self.data.classes, axis_name=axis_name)
 
 
 def build(run: Run) -> Experiment:
@@ -150,9 +150,9 @@ def build(run: Run) -> Experiment:
         run = reduced(run)
     devices = training.local_devices(run.devices)
     training.check_divides(run.batch_size, len(devices) * jax.process_count())
-    model = make_model(run, data_sets.spec(run).classes)
     step_loss = losses.classification(mse_weight=run.mse_weight, mse_target=run.mse_target)
-    data = data_sets.open_data(run, run.data_dir, made=run.made, download=run.download)
+    data = open_data(run, run.data_dir, made=run.made, download=run.download)
+    model = make_model(run, data.classes)
     if run.rule == AUTO:
         chunk = _chosen_chunk(run, data, model, step_loss, len(devices))
         run = dataclasses.replace(run, rule=str(rules.sltt(chunk)))

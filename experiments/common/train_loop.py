@@ -35,6 +35,9 @@ def train(experiment: Experiment, checkpoints: training.Checkpoints) -> dict:
     if run.init_from is not None:
         state = state._replace(**experiment.load(run.init_from)._asdict())
     first_process = jax.process_index() == 0
+    if first_process:
+        for line in experiment.data.about:
+            print(line)
     if first_process and not training.read_metrics(run.workdir):
         for text in initial_problems(experiment, Learned(state.params, state.variables)):
             print(f"warning: before training, {text}", file=sys.stderr)
@@ -145,7 +148,7 @@ def results(records: list[dict], run: Run) -> dict:
         "train_loss": last["train_loss"],
         "select": run.select,
         "selected_epoch": selected["epoch"],
-        **{k: last[k] for k in ("train_accuracy",) if k in last},  # none where each step has a label
+        **{k: last[k] for k in ("train_accuracy",) if k in last},
         **{k: selected[k] for k in ("validation_accuracy", "test_loss", "test_accuracy") if k in selected},
         "test_accuracy_per_step": selected["test_accuracy_per_step"],
         "last_test_accuracy": last["test_accuracy"],

@@ -1,6 +1,7 @@
 """Data sets that fit in memory, as checked arrays."""
 
 import dataclasses
+import os
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,9 @@ class ArrayData:
       classes: number of classes.
 
     Raises:
-      ValueError: inputs and labels differ in number, the inputs of the two splits differ in shape, an
-        input is neither an unsigned integer nor a finite number, or a label is not an integer in
-        0..classes-1.
+      ValueError: something is no array, inputs and labels differ in number, the inputs of the two splits
+        differ in shape, an input is neither an unsigned integer nor a finite number, or a label is not an
+        integer in 0..classes-1.
     """
 
     train_x: np.ndarray
@@ -29,6 +30,11 @@ class ArrayData:
     classes: int
 
     def __post_init__(self):
+        for field in dataclasses.fields(self)[:4]:
+            value = getattr(self, field.name)
+            for array in value.values() if isinstance(value, dict) else (value,):
+                if not isinstance(array, np.ndarray):
+                    raise ValueError(f"{field.name} must be a NumPy array, got {type(array).__name__}")
         for split, x, y in (("train", self.train_x, self.train_y), ("test", self.test_x, self.test_y)):
             if isinstance(y, dict):
                 y = _labels_of_steps(split, x, y)
@@ -66,3 +72,10 @@ def _labels_of_steps(split, x, y):
     if not (np.isfinite(y["weight"]).all() and (y["weight"] >= 0).all() and y["weight"].any()):
         raise ValueError(f"{split}: weights must be finite numbers >= 0, some of them above 0")
     return y["y"]
+
+
+def check_memory(size: int, what: str):
+    """Raises a ValueError if `what`, of `size` bytes, is more than this machine has memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
+        raise ValueError(f"{what} need {size / 1e9:.1f} GB, and this machine has {memory / 1e9:.1f} GB")

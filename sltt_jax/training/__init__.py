@@ -1,5 +1,6 @@
 """Updates, evaluation and the training loop."""
 
+from sltt_jax.training.answers import accuracy
 from sltt_jax.training.checkpoint_files import sha256
 from sltt_jax.training.checkpoints import CHECKPOINTS, DAMAGED, Checkpoints, load_parts
 from sltt_jax.training.loop import evaluate_all, train_epochs
@@ -17,14 +18,8 @@ from sltt_jax.training.parallel import (
     split,
 )
 from sltt_jax.training.processes import differing, join, leave, on_first, same_everywhere, together
-from sltt_jax.training.steps import (
-    Evaluation,
-    Metrics,
-    TrainState,
-    init_state,
-    make_evaluate,
-    make_update,
-)
+from sltt_jax.training.states import TrainState, init_state, state_of
+from sltt_jax.training.steps import Evaluation, Metrics, make_evaluate, make_update
 from sltt_jax.training.stopping import Stopped, StopRequests
 
 __all__ = [
@@ -40,6 +35,7 @@ __all__ = [
     "StopRequests",
     "Stopped",
     "TrainState",
+    "accuracy",
     "check_divides",
     "check_replicated",
     "cosine_per_epoch",
@@ -61,6 +57,7 @@ __all__ = [
     "samples_of",
     "sha256",
     "split",
+    "state_of",
     "together",
     "train_epochs",
     "write_text",

@@ -20,7 +20,8 @@ from sltt_jax.training.checkpoints import CHECKPOINTS, Checkpoints
 from sltt_jax.training.metrics import METRICS_FILE, append_metrics, rewrite_metrics
 from sltt_jax.training.parallel import check_replicated, samples_of
 from sltt_jax.training.processes import on_first
-from sltt_jax.training.steps import Evaluation, TrainState
+from sltt_jax.training.states import TrainState
+from sltt_jax.training.steps import Evaluation
 from sltt_jax.training.stopping import Stopped, StopRequests
 
 
@@ -38,7 +39,8 @@ def evaluate_all(
       `loss`, `accuracy` (argmax of the sum of outputs over all T steps), `accuracy_per_step` (of the sum over
       the first t, t = 1..T) and `firing_rates` (spikes per neuron and step, for every layer). Where there are
       weights, the loss is weighted with them. Of `PerStep` targets the accuracy is that of the argmax at each
-      step, over all samples and steps that count, and None at a step where none does.
+      step, over all samples and steps that count, and None at a step where none does. With metrics of one's
+      own there are those, `<name>` and `<name>_per_step`, in place of the accuracies.
 
     Raises:
       ValueError: there is no sample, or all have a weight of 0.
@@ -53,20 +55,20 @@ def evaluate_all(
     n = float(total.samples)
     return {
         "loss": float(total.loss) / float(weight),
-        **_accuracies(total),
+        **_means(total),
         "firing_rates": {name: float(np.mean(r)) / n for name, r in total.firing_rates.items()},
     }
 
 
-def _accuracies(total):
-    if total.correct is None:
-        return {}
-    per_step = total.answers is not None
-    correct = np.asarray(total.correct, np.float64)
-    answers = np.broadcast_to(total.answers if per_step else total.samples, correct.shape)
-    of_steps = [float(c / n) if n else None for c, n in zip(correct, answers, strict=True)]
-    accuracy = float(correct.sum() / answers.sum()) if per_step else of_steps[-1]
-    return {"accuracy": accuracy, "accuracy_per_step": of_steps}
+def _means(total):
+    found, per_step = {}, total.answers is not None
+    for name, sums in total.values.items():
+        sums = np.asarray(sums, np.float64)
+        answers = np.broadcast_to(total.answers if per_step else total.samples, sums.shape)
+        of_steps = [float(s / n) if n else None for s, n in zip(sums, answers, strict=True)]
+        found[name] = float(sums.sum() / answers.sum()) if per_step else of_steps[-1]
+        found[f"{name}_per_step"] = of_steps
+    return found
 
 
 def train_epochs(
@@ -104,9 +106,10 @@ def train_epochs(
 
     Yields:
       `epoch` (from 1), `train_loss`, `train_accuracy`; for every name in `held_out` `<name>_loss`,
-      `<name>_accuracy`, `<name>_accuracy_per_step`; `firing_rates` (of the last); `seconds` in all,
-      `data_seconds` (of waiting for batches), `update_seconds` and `evaluation_seconds`;
-      `seconds_per_update` (median from one to the next) and `samples_per_second` of training.
+      `<name>_accuracy`, `<name>_accuracy_per_step` (or what `metrics` there are); `firing_rates` (of the
+      last); `seconds` in all, `data_seconds` (of waiting for batches), `update_seconds` and
+      `evaluation_seconds`; `seconds_per_update` (median from one to the next) and `samples_per_second` of
+      training.
 
     Raises:
       FloatingPointError: a loss or gradient is not finite; the last checkpoint stays.
@@ -129,7 +132,7 @@ def train_epochs(
                 "those of either alone",
                 stacklevel=2,
             )
-        state, epoch = TrainState(**jax.tree.map(jnp.asarray, parts)), _Epoch(**progress["epoch"])
+        state, epoch = TrainState(**jax.tree.map(jnp.asarray, parts)), _Epoch.of(progress["epoch"])
         records = progress["records"]
         on_first(lambda: rewrite_metrics(workdir, records))
     elif metrics_file.exists() and metrics_file.stat().st_size:
@@ -197,7 +200,9 @@ class _Epoch:
     Attributes:
       number: from 0.
       updates, samples: done in it.
-      loss, accuracy: sums over those; the accuracy is None where the targets are no class numbers.
+      loss: sum over those.
+      values: by name of a metric, its sum over those that count and how many these are: updates, or samples
+        and steps where there are weights or `PerStep` targets.
       train_seconds, data_seconds: of training in it, and of that waiting for batches.
     """
 
@@ -205,27 +210,37 @@ class _Epoch:
     updates: int = 0
     samples: int = 0
     loss: float = 0.0
-    accuracy: float | None = 0.0
+    values: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     train_seconds: float = 0.0
     data_seconds: float = 0.0
+
+    @classmethod
+    def of(cls, saved):
+        """An epoch as a checkpoint has it; older ones know the sum of accuracies over updates alone."""
+        rest = {name: value for name, value in saved.items() if name != "accuracy"}
+        if saved.get("accuracy") is not None:
+            rest["values"] = {"accuracy": (saved["accuracy"], saved["updates"])}
+        return cls(**rest)
 
     def add(self, metrics, update, workdir):
         """Waits for an update, and raises a FloatingPointError if it is not finite."""
         metrics = jax.device_get(metrics)
-        for name, value in zip(metrics._fields, metrics, strict=True):
-            if value is not None and not np.isfinite(value):
+        for name, value in {"loss": metrics.loss, "grad_norm": metrics.grad_norm, **metrics.values}.items():
+            if not np.isfinite(value):
                 where = f"update {update} of epoch {self.number + 1}"
                 raise FloatingPointError(_diverged(name, value, where, workdir))
         self.loss += float(metrics.loss)
-        known = None not in (self.accuracy, metrics.accuracy)
-        self.accuracy = float(self.accuracy + metrics.accuracy) if known else None
+        count = 1.0 if metrics.answers is None else float(metrics.answers)
+        for name, value in metrics.values.items():
+            before, counted = self.values.get(name, (0.0, 0.0))
+            self.values[name] = before + count * float(value), counted + count
 
     def record(self, times):
-        accuracy = {} if self.accuracy is None else {"train_accuracy": self.accuracy / self.updates}
+        means = {f"train_{name}": value / (count or 1.0) for name, (value, count) in self.values.items()}
         return {
             "epoch": self.number + 1,
             "train_loss": self.loss / self.updates,
-            **accuracy,
+            **means,
             "data_seconds": self.data_seconds,
             "update_seconds": self.train_seconds - self.data_seconds,
             "seconds_per_update": float(np.median(times or [self.train_seconds / self.updates])),
@@ -253,6 +268,8 @@ def _diverged(name, value, where, workdir):
 
 
 def _postfix(record):
-    parts = {"loss": "train_loss"}
-    parts |= {n.removesuffix("_accuracy"): n for n in record if n.endswith("_accuracy")}
-    return f"epoch {record['epoch']}  " + "  ".join(f"{k} {record[v]:.4f}" for k, v in parts.items())
+    metrics = [name.removeprefix("train_") for name in record if name.startswith("train_")]
+    metrics.remove("loss")
+    shown = {"loss": "train_loss"}
+    shown |= {n.removesuffix("_accuracy"): n for m in metrics for n in record if n.endswith(f"_{m}")}
+    return f"epoch {record['epoch']}  " + "  ".join(f"{k} {record[v]:.4f}" for k, v in shown.items())

@@ -6,48 +6,38 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from sltt_jax import functional, losses
+from sltt_jax import losses
 from sltt_jax.block_rule import check_target, over_steps
-from sltt_jax.blocks import PerStep, PyTree, at_least_float32, first_step, run, time_steps
+from sltt_jax.blocks import Apply, PerStep, PyTree, first_step, run, time_steps
 from sltt_jax.data.encoders import Encoder, TargetEncoder
-from sltt_jax.layers import FIRING_RATE
 from sltt_jax.rules import Rule, StepLoss
-from sltt_jax.training.loss_scale import LEAST, LossScale, adjust, initial_loss_scale
-
-
-class TrainState(NamedTuple):
-    """State that training carries from update to update.
-
-    Attributes:
-      step: updates done, int32 scalar.
-      params: parameters.
-      variables: the network's other collections (batch statistics); membranes start anew at every update.
-      opt_state: of the optimizer.
-      key: with `step` it draws augmentation, dropout masks and the steps of SLTT-K; it never changes.
-      loss_scale: of float16; None otherwise.
-    """
-
-    step: jax.Array
-    params: PyTree
-    variables: PyTree
-    opt_state: optax.OptState
-    key: jax.Array
-    loss_scale: LossScale | None = None
+from sltt_jax.training.answers import MetricsOf, accuracy, tallied, tally_of_sum, values_of_steps
+from sltt_jax.training.loss_scale import LEAST, adjust
+from sltt_jax.training.networks import Kept, Start, as_network
+from sltt_jax.training.states import TrainState
 
 
 class Metrics(NamedTuple):
-    """Scalars of one update over the whole batch: mean loss, share of right answers, norm of the gradient.
+    """Scalars of one update over the whole batch.
 
-    An update whose gradient overflowed float16 is left out, and the norm is 0. The accuracy is None where the
-    targets are no class numbers `[B]`, so also where they are `PerStep` or have weights.
+    An update whose gradient overflowed float16 is left out, and the norm is 0.
+
+    Attributes:
+      loss: mean loss.
+      values: means of the metrics by name: "accuracy" by default, the share of right answers where targets
+        are class numbers, and nothing where they are something else. With weights, and of `PerStep`, they are
+        over the samples and steps whose weight is not 0.
+      grad_norm: norm of the gradient.
+      answers: how many samples and steps `values` are of, where there are weights or it is `PerStep`; else
+        None: all samples.
     """
 
     loss: jax.Array
-    accuracy: jax.Array | None
+    values: dict[str, jax.Array]
     grad_norm: jax.Array
+    answers: jax.Array | None = None
 
 
 class Evaluation(NamedTuple):
@@ -56,61 +46,37 @@ class Evaluation(NamedTuple):
     Attributes:
       samples: how many count, scalar: those of the mask, without those of weight 0 where a target of all
         steps has weights.
-      correct: right answers from the sum of the outputs of the first t steps, `[T]`; of `PerStep` class
-        numbers those from the outputs of step t alone. None where the targets are no class numbers.
+      values: of the metrics by name, after the first t steps, `[T]` each: "accuracy" by default, right
+        answers from the sum of the outputs of those steps; of `PerStep` class numbers those from the outputs
+        of step t alone. Nothing where the targets are no class numbers.
       loss: of the samples, averaged over time, scalar.
       firing_rates: of the samples, for every layer of spiking cells (keyed by its path) and step, `[T]` each.
-        It makes no difference whether a step has a target.
+        It makes no difference whether a step has a target. Of a network that is a function there are none.
       weight: what `loss` is to be divided by, scalar: of the samples the weights, averaged over time; None
         where there are no weights, and it is `samples`.
       answers: of `PerStep` targets, how many of `samples` have a weight other than 0 at step t, `[T]`, of
-        which `correct` were right; else None.
+        which `values` are; else None.
     """
 
     samples: jax.Array
-    correct: jax.Array | None
+    values: dict[str, jax.Array]
     loss: jax.Array
     firing_rates: dict[str, jax.Array]
     weight: jax.Array | None = None
     answers: jax.Array | None = None
 
 
-def init_state(
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
-    encode: Encoder,
-    key: jax.Array,
-    x: jax.Array,
-    *,
-    scale_loss: bool = False,
-) -> TrainState:
-    """Draws a fresh training state.
-
-    Args:
-      model: the network.
-      optimizer: of the updates to come.
-      encode: makes inputs of a batch.
-      key: draws the parameters, and becomes the key of the run.
-      x: inputs of a batch, of which only shape and dtype matter.
-      scale_loss: for networks that compute in float16.
-    """
-    init_key, run_key = jax.random.split(key)
-    params, variables = functional.init(model, init_key, first_step(encode(x, None)))
-    kept = {name: value for name, value in variables.items() if name in functional.kept(model)}
-    return TrainState(
-        jnp.zeros((), jnp.int32), params, kept, optimizer.init(params), run_key,
-        initial_loss_scale() if scale_loss else None,
-    )  # fmt: skip
-
-
 def make_update(
-    model: nn.Module,
+    model: nn.Module | Apply,
     rule: Rule,
     step_loss: StepLoss,
     optimizer: optax.GradientTransformation,
     encode: Encoder,
     *,
     encode_target: TargetEncoder = lambda y: y,
+    metrics: MetricsOf = accuracy,
+    start: Start | None = None,
+    kept: Kept | None = None,
     axis_name: str | None = None,
 ) -> Callable[[TrainState, PyTree], tuple[TrainState, Metrics]]:
     """Builds `update(state, {"x": [B, ...], "y": [B]}) -> (state, Metrics)`.
@@ -122,7 +88,28 @@ def make_update(
     With an `axis_name` it is the part of one device under `pmap`: the batch is that device's, and the one
     average over devices, of gradients, running statistics and metrics, comes after the last time step. Each
     device draws its own augmentation and dropout masks, and all the same steps of SLTT-K.
+
+    Args:
+      model: a Linen module, or a network that is a function, `apply(params, state, xs, *, temporal_gradient)`
+        (see `sltt_jax.blocks`), in training.
+      rule: the training rule.
+      step_loss: loss of one step.
+      optimizer: of the parameters.
+      encode: makes inputs of `x`.
+      encode_target: makes the target of `y`.
+      metrics: `metrics(outputs, target) -> {name: [B]}`, a number for each sample: of the outputs summed over
+        time, and of `PerStep` of one step's outputs and target. The target is without its weights.
+      start: of a function, `start(variables, x) -> state`: its state before the first step, whose input `x`
+        is `[B, ...]`.
+      kept: of a function, `kept(state) -> variables`: what of the state after the last step goes on to the
+        next update, where `start` gets it. By default nothing does, and `variables` stay as they are.
+      axis_name: see above.
+
+    Raises:
+      ValueError: `start` is missing of a function, or given of a module. When it is called, `metrics` are of
+        another shape than `[B]`.
     """
+    network = as_network(model, start, kept)
 
     def update(state: TrainState, batch: PyTree):
         data_key, dropout_key, rule_key = jax.random.split(jax.random.fold_in(state.key, state.step), 3)
@@ -130,18 +117,23 @@ def make_update(
             device = jax.lax.axis_index(axis_name)
             data_key, dropout_key = (jax.random.fold_in(k, device) for k in (data_key, dropout_key))
         inputs = encode(batch["x"], data_key)
-        apply = functional.applier(model, train=True, key=dropout_key)
-        start = functional.at_rest(model, state.variables, first_step(inputs))
+        apply = network.train(dropout_key)
+        first = network.start(state.variables, first_step(inputs))
         target = _normalised(encode_target(batch["y"]), axis_name)
+        if isinstance(target, PerStep):
+            apply, first = tallied(apply, metrics, state.params, first, inputs, target)
         scale = 1.0 if state.loss_scale is None else state.loss_scale.scale
         (loss, aux), grads = rule.value_and_grad(apply, lambda o, y: scale * step_loss(o, y))(
-            state.params, start, inputs, target, rule_key
+            state.params, first, inputs, target, rule_key
         )
-        variables = {name: aux.state[name] for name in state.variables}
-        accuracy = _of_known(_right(aux.outputs, target, steps=False), jnp.mean)
+        if isinstance(target, PerStep):
+            last, (_, tally) = aux.state
+        else:
+            last, tally = aux.state, tally_of_sum(metrics, aux.outputs, target)
+        variables = network.kept(last, state.variables)
         if axis_name is not None:
             # A mean of moving averages is the moving average of the means, so this may be done every time.
-            grads, variables, loss, accuracy = jax.lax.pmean((grads, variables, loss, accuracy), axis_name)
+            grads, variables, loss, tally = _mean((grads, variables, loss, tally), axis_name)
         if state.loss_scale is not None:
             loss, grads = jax.tree.map(lambda g: g / scale, (loss, grads))
         norm = optax.tree.norm(grads)
@@ -157,9 +149,22 @@ def make_update(
             norm = jnp.where(finite | (loss_scale.scale <= LEAST), norm, 0)
             loss_scale = adjust(loss_scale, finite)
         new = TrainState(state.step + 1, params, variables, opt_state, state.key, loss_scale)
-        return new, Metrics(loss, accuracy, norm)
+        answers = tally.answers
+        if axis_name is not None and answers is not None:
+            answers = answers * jax.lax.axis_size(axis_name)
+        return new, Metrics(loss, tally.means(), norm, answers)
 
     return update
+
+
+def _mean(tree, axis_name):
+    """Averages the floating point arrays over devices, in one all-reduce; others are the same on all."""
+    leaves, form = jax.tree.flatten(tree)
+    floating = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    means = jax.lax.pmean([leaves[i] for i in floating], axis_name)
+    for i, mean in zip(floating, means, strict=True):
+        leaves[i] = mean
+    return jax.tree.unflatten(form, leaves)
 
 
 def _normalised(target, axis_name):
@@ -172,59 +177,34 @@ def _normalised(target, axis_name):
     return PerStep(inner) if isinstance(target, PerStep) else inner
 
 
-def _right(outputs, y, *, steps):
-    """Compares answers with class numbers `[B]`; None where `y` are something else.
-
-    Args:
-      outputs: the sum over time, `[B, classes]`; with `steps` those of all steps, `[T, B, classes]`. Without
-        it also those of all steps and `y` `[T, B]`.
-
-    Raises:
-      ValueError: `y` are class numbers `[B, 1]`.
-    """
-    arrays = all(isinstance(a, (jax.Array, np.ndarray)) for a in (outputs, y))
-    if not arrays or not jnp.issubdtype(y.dtype, jnp.integer):
-        return None
-    outputs = jnp.cumsum(at_least_float32(outputs), axis=0) if steps else outputs
-    *batch, classes = outputs.shape[steps:] or (1,)
-    if y.shape == (*batch, 1) and classes > 1:
-        raise ValueError(f"labels must be class numbers [B], got shape {y.shape}")
-    if y.shape != tuple(batch):
-        return None
-    answers = outputs.argmax(-1)
-    return answers == jax.lax.broadcast_to_rank(y, answers.ndim)
-
-
-def _of_known(values, f):
-    return None if values is None else f(values)
-
-
 def make_evaluate(
-    model: nn.Module,
+    model: nn.Module | Apply,
     step_loss: StepLoss,
     encode: Encoder,
     *,
     encode_target: TargetEncoder = lambda y: y,
+    metrics: MetricsOf = accuracy,
+    start: Start | None = None,
     axis_name: str | None = None,
 ) -> Callable[[PyTree, PyTree, PyTree], Evaluation]:
     """Builds `evaluate(params, variables, {"x": [B, ...], "y": [B], "mask": [B]}) -> Evaluation`.
 
     Targets at every step and weights are as for `make_update`, but the weights count as they are. With an
-    `axis_name` the batch is that of one device under `pmap`, and the sums are over all of them.
+    `axis_name` the batch is that of one device under `pmap`, and the sums are over all of them. Args and
+    errors are those of `make_update`; a network that is a function is given as it is in evaluation.
     """
-    apply = functional.applier(model, train=False, record=(FIRING_RATE,))
+    network = as_network(model, start, None)
     loss_of_one = lambda *o_and_y: step_loss(*jax.tree.map(lambda a: a[None], o_and_y))
 
     def evaluate(params: PyTree, variables: PyTree, batch: PyTree) -> Evaluation:
         inputs, target, mask = encode(batch["x"], None), encode_target(batch["y"]), batch["mask"] != 0
         per_step = isinstance(target, PerStep)
         y, weight = losses.split_weight(target.target if per_step else target)
-        start = functional.at_rest(model, variables, first_step(inputs))
-        (outputs, recorded), _ = run(apply, params, start, inputs)
+        first = network.start(variables, first_step(inputs))
+        (outputs, rates), _ = run(network.evaluate, params, first, inputs)
         check_target(target, jax.eval_shape(first_step, outputs), time_steps(inputs))
         loss = over_steps(jax.vmap(loss_of_one), outputs, target)  # [T, B]
-        right = _right(outputs, y, steps=not per_step)
-        rates = jax.tree_util.tree_leaves_with_path(recorded[FIRING_RATE])
+        values = values_of_steps(metrics, outputs, PerStep(y) if per_step else y)
         asked = mask  # [B], or [T, B]
         if weight is not None:
             asked = jnp.broadcast_to(mask, weight.shape) & (weight != 0)
@@ -232,12 +212,13 @@ def make_evaluate(
         mask = mask if per_step else asked
         # Left out, and not multiplied by 0: what is made of padding may be NaN.
         counted = lambda values, mask=mask: jnp.where(mask, values, 0).sum(-1, dtype=jnp.float32)
+        by_path = jax.tree_util.tree_leaves_with_path(rates)
         sums = Evaluation(
             samples=counted(1),
-            correct=_of_known(right, lambda right: counted(right, asked)),
+            values={name: counted(value, asked) for name, value in values.items()},
             loss=counted(loss.mean(0)),
-            firing_rates={"/".join(k.key for k in path[:-1]): counted(rate) for path, rate in rates},
-            weight=_of_known(weight, lambda w: counted(jnp.broadcast_to(w, loss.shape).mean(0))),
+            firing_rates={"/".join(k.key for k in path[:-1]): counted(rate) for path, rate in by_path},
+            weight=None if weight is None else counted(jnp.broadcast_to(weight, loss.shape).mean(0)),
             answers=jnp.broadcast_to(counted(1, asked), len(loss)) if per_step else None,
         )
         return sums if axis_name is None else jax.lax.psum(sums, axis_name)

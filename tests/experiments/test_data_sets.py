@@ -3,12 +3,12 @@
 import jax
 import numpy as np
 import pytest
-from common import data_sets
+from common import data_sets, opened
 from common.configs import Config
 
 
 def test_validation_samples_are_not_trained_on():
-    split = lambda share, seed=3: data_sets.split_indices(
+    split = lambda share, seed=3: opened.split_indices(
         50, Config("digits", "digits", validation=share, seed=seed, batch_size=16)
     )
     kept, held = split(0.2)

@@ -229,3 +229,20 @@ def test_divergence_stops_and_keeps_the_last_good_state(tmp_path):
     # Training resumes from it with a learning rate that works.
     records, _ = fit(tmp_path)
     assert [r["epoch"] for r in records] == [1, 2, 3]
+
+
+def test_a_checkpoint_from_before_metrics_had_names_is_resumed(tmp_path):
+    """Within an epoch it held the sum of the accuracies over updates."""
+    whole, _ = fit(tmp_path / "whole", epochs=2)
+    fit(tmp_path / "old", epochs=2, save_every=2, stop_after=4)
+    state, _, _ = compiled_for(sltt_k(1), 0.1)
+    with training.Checkpoints(tmp_path / "old") as checkpoints:
+        parts, progress = checkpoints.load(state._asdict())
+        total, count = progress["epoch"].pop("values")["accuracy"]
+        assert count == progress["epoch"]["updates"] == 4
+        progress["epoch"]["accuracy"] = total
+        checkpoints.save(5, parts, progress)
+    again, _ = fit(tmp_path / "old", epochs=2)
+    for record, other in zip(again, whole, strict=True):
+        for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy"):
+            assert record[name] == other[name]

@@ -65,7 +65,10 @@ def test_the_loss_is_the_mean_over_what_counts_also_of_four_devices(x64):
     x, y = samples()
     batch = {"x": x.astype(float), "y": {**y, "weight": y["weight"].astype(float)}}
     one, of_one = jax.jit(make_update(**PER_STEP))(start(float), batch)
-    assert float(of_one.loss) == pytest.approx(loss_by_hand(**y), rel=1e-5) and of_one.accuracy is None
+    assert float(of_one.loss) == pytest.approx(loss_by_hand(**y), rel=1e-5)
+    right, counts = outputs().argmax(-1) == y["y"], y["weight"] != 0
+    assert of_one.values == {"accuracy": pytest.approx((right & counts).sum() / counts.sum())}
+    assert of_one.answers == counts.sum() == 11 and (right & ~counts).any()
     devices = training.local_devices(4)
     update = training.parallel(make_update(**PER_STEP, axis_name=training.AXIS), devices, arguments=1)
     four, of_four = update(training.replicate(start(float), devices), training.split(batch, devices))
@@ -118,7 +121,10 @@ def test_weights_of_samples():
         update(start(), {"x": x[few], "y": labels[few]}),
     ]
     (state, metrics), (other, _), (expected, without) = states
-    assert metrics.accuracy is None and without.accuracy is not None
+    right = without.values["accuracy"] * 4  # in which the second sample is twice
+    _, alone = update(start(), {"x": x[few[1:3]], "y": labels[few[1:3]]})
+    assert metrics.answers == 3 and without.answers is None
+    assert metrics.values["accuracy"] == pytest.approx((right - alone.values["accuracy"]) / 3)
     chex.assert_trees_all_close((state.params, other.params), (expected.params,) * 2, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(metrics.loss, without.loss, rtol=1e-5)
     evaluate = jax.jit(training.make_evaluate(MODEL, LOSS, ENCODE))
@@ -167,7 +173,7 @@ def test_epochs_of_a_task_with_an_answer_at_every_step(tmp_path):
             )
         )  # fmt: skip
     assert records[-1]["test_accuracy"] > 0.8 > records[0]["test_accuracy"]
-    assert "train_accuracy" not in records[-1]
+    assert records[-1]["train_accuracy"] > 0.8 > records[0]["train_accuracy"] > 0.2
     first = records[0]
     assert first["samples_per_second"] == pytest.approx(
         len(x) / (first["data_seconds"] + first["update_seconds"])

@@ -56,7 +56,11 @@ def test_update_is_rule_then_optimizer(model):
         norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grads)))
         accuracy = (aux.outputs.argmax(-1) == batch["y"]).mean()
         variables = {name: aux.state[name] for name in state.variables}
-        return optax.apply_updates(state.params, changes), variables, training.Metrics(loss, accuracy, norm)
+        return (
+            optax.apply_updates(state.params, changes),
+            variables,
+            training.Metrics(loss, {"accuracy": accuracy}, norm),
+        )
 
     found = new.params, new.variables, metrics
     chex.assert_trees_all_close(found, by_hand(state, batch), rtol=1e-5, atol=1e-7)

@@ -54,7 +54,7 @@ def load_fsdd(
         "fsdd",
         folder,
         splits,
-        read=lambda source: [(_events(source.path, bands, level), source.label)],
+        read=lambda source: [(read_sound(source.path, bands, level), source.label)],
         frame=lambda events: frames(events, steps, split_by="time").reshape(steps, 2 * bands),
         options={"steps": steps, "bands": bands, "level": level},
         classes=10,
@@ -141,8 +141,16 @@ def level_crossings(signal: np.ndarray, level: float) -> np.ndarray:
     return crossings
 
 
-def _events(path: Path, bands: int, level: float) -> Events:
-    """Level crossings of a recording, as events of a sensor of one row."""
+def read_sound(path: str | Path, bands: int = 32, level: float = 4.0) -> Events:
+    """Reads the level crossings of a recording, as events of a sensor of one row of `bands` pixels.
+
+    Args:
+      path: of a WAV file, see `read_wav`.
+      bands, level: see `level_crossings`.
+
+    Raises:
+      DamagedFile: it is no such file, truncated, or silent.
+    """
     crossings = level_crossings(filter_bank(read_wav(path), bands), level)
     m, band = np.nonzero(crossings)
     number = crossings[m, band]

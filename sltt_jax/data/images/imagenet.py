@@ -18,10 +18,8 @@ from absl import flags
 from PIL import Image
 
 from sltt_jax.damage import reading
-from sltt_jax.data.images.decoding import open_image
+from sltt_jax.data.images.decoding import SIZE, open_image, resize_center_crop
 from sltt_jax.data.pipeline import Batch, check_position
-
-SIZE = 224
 
 
 class EncodedImages(Protocol):
@@ -51,20 +49,6 @@ def random_resized_crop(image: Image.Image, rng: np.random.Generator, size: int 
         left, top = (width - w) // 2, (height - h) // 2
     part = image.crop((left, top, left + w, top + h))
     return part.resize((size, size), Image.Resampling.BILINEAR)
-
-
-def resize_center_crop(image: Image.Image, resize: int = 256, size: int = SIZE) -> Image.Image:
-    """Cuts the middle `size` x `size` out, with the shorter side at `resize` (as torchvision).
-
-    Of a strip longer than 16:1 the middle alone is resized: 1 x 65,000 pixels would become 17 million rows.
-    """
-    short = min(image.size)
-    left, top = (max(0, side - 16 * short) // 2 for side in image.size)
-    image = image.crop((left, top, image.width - left, image.height - top)) if left or top else image
-    width, height = (int(resize * side / short) for side in image.size)
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return image.crop((left, top, left + size, top + size))
 
 
 @dataclasses.dataclass(frozen=True)
