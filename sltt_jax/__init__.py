@@ -13,7 +13,7 @@ from sltt_jax.neurons import Neuron, lif, lif_step
 from sltt_jax.rules import Aux, BlockRule, Rule, bptt, parse_rule, sltt, sltt_k, tbptt
 from sltt_jax.streaming import stream
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Aux",
