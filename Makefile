@@ -4,8 +4,13 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 COMPILERS := .compilers
+PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: train test test-slow lint notebooks compilers clean
+# Of `make release`: the Pythons that the wheel is tried on, and the tests.
+PYTHONS ?= $(PYTHON)
+TESTS ?= tests
+
+.PHONY: train test test-slow lint notebooks compilers docs release clean
 
 train: $(READY)
 	$(RUN) experiments/train.py digits --rule sltt --T 6 --epochs 20 --workdir runs/digits
@@ -33,8 +38,25 @@ $(COMPILERS)/ready: $(READY)
 	  `$(RUN) -c "from sltt_jax.analysis import accelerators; print(*accelerators.packages())"`
 	@touch $@
 
+docs: $(VENV)/docs
+	$(VENV)/bin/mkdocs build --strict --quiet
+
+# The fast tests of the sdist, on what the wheel installs in place of the sources.
+release: $(READY)
+	rm -rf dist build/release
+	$(RUN) -m build
+	set -e; for python in $(PYTHONS); do \
+	  tree=build/release/`basename $$python`; mkdir -p $$tree; \
+	  tar -xzf dist/*.tar.gz -C $$tree --strip-components=1; rm -r $$tree/sltt_jax; \
+	  $$python -m venv $$tree/.venv; \
+	  $$tree/.venv/bin/python $(PIP) "`ls $(CURDIR)/dist/*.whl`[experiments,dev]"; \
+	  ( cd $$tree; .venv/bin/python -c "import sltt_jax; assert 'site-packages' in sltt_jax.__file__"; \
+	    ln -s .venv/lib/python*/site-packages/sltt_jax sltt_jax; \
+	    .venv/bin/python -m pytest -n 2 --dist loadfile -m "not slow" $(TESTS) ); \
+	done
+
 clean:
-	rm -rf $(VENV) $(COMPILERS) runs dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(COMPILERS) runs dist build site .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt
@@ -42,5 +64,9 @@ $(READY): pyproject.toml constraints.txt
 	  echo "sltt_jax needs Python 3.11 or newer, but $(PYTHON) is `$(PYTHON) --version 2>&1`." >&2; \
 	  echo "Name another one: make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[experiments,dev]"
+	$(RUN) $(PIP) -e ".[experiments,dev]"
 	@touch $(READY)
+
+$(VENV)/docs: $(READY)
+	$(RUN) $(PIP) -e ".[docs]"
+	@touch $(VENV)/docs

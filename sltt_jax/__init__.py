@@ -15,7 +15,7 @@ from sltt_jax.rules import Aux, BlockRule, Rule, bptt, ottt, parse_rule, sltt, s
 from sltt_jax.streaming import stream
 from sltt_jax.traces import synapse
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Aux",

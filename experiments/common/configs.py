@@ -8,10 +8,10 @@ from typing import Literal
 import flax.linen as nn
 import jax.numpy as jnp
 import tyro
-
 from common.command import check_numbers
 from common.rule_flags import spelt
 from common.sources import source_of
+
 from sltt_jax import models, surrogate
 from sltt_jax.neurons import Neuron
 

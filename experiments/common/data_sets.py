@@ -6,6 +6,7 @@ from pathlib import Path
 
 from common.configs import Config
 from common.forms import Loader, Spec
+
 from sltt_jax import data
 from sltt_jax.data.augment import cifar, random_crop, random_flip, random_roll
 from sltt_jax.data.events.cameras import load_cifar10_dvs, load_dvs_gesture, load_nmnist

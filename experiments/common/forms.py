@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-
 from common.configs import RECURRENT, Config
+
 from sltt_jax import data
 from sltt_jax.data import encoders
 

@@ -1,8 +1,8 @@
 """Measurements of a network on one batch of its run."""
 
 import jax
-
 from common.runs import Experiment, Learned, Run, build
+
 from sltt_jax import functional, parse_rule
 from sltt_jax.analysis import agreement
 from sltt_jax.analysis.activity import Activity, activity, problems

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-
 from common.configs import Config
 from common.data_sets import WORKERS, spec
 from common.own_data import open_own
 from common.sources import Source, source_of
+
 from sltt_jax import data
 from sltt_jax.data import encoders
 

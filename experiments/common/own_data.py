@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-
 from common.configs import Config
 from common.forms import FLAT, Spec
 from common.own_module import call, checked_step, sample_of
 from common.sources import Source
+
 from sltt_jax import data
 from sltt_jax.data import encoders
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-
 from common.measures import arguments
 from common.runs import Experiment, Learned, Run, build
+
 from sltt_jax import blocks, functional, training
 from sltt_jax.analysis import Cost, accelerators, flops, program_cost
 

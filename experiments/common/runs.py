@@ -11,12 +11,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-
 from common.command import check_numbers
 from common.configs import Config, make_model
 from common.opened import OpenData, open_data
 from common.presets import PRESETS, reduced
 from common.rule_flags import AUTO
+
 from sltt_jax import functional, losses, rules, training
 from sltt_jax.analysis import auto_chunk
 from sltt_jax.blocks import PyTree, first_step

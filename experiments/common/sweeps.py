@@ -6,11 +6,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
-from tqdm import tqdm
-
 from common.runs import Run
 from common.train_loop import train
 from common.workdirs import check_workdir, prepare, read_summary
+from tqdm import tqdm
 
 AnyRun = TypeVar("AnyRun", bound=Run)
 

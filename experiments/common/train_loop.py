@@ -8,12 +8,12 @@ import time
 from importlib.metadata import version
 
 import jax
-from plots.curves import plot_curves
-
 from common.command import write_json
 from common.measures import initial_problems
 from common.runs import Experiment, Learned, Run, held_out_batches, training_batches
 from common.workdirs import CURVES, SUMMARY, TENSORBOARD
+from plots.curves import plot_curves
+
 from sltt_jax import training
 from sltt_jax.analysis import flops, temp_bytes
 

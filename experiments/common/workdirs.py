@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-
 from common.command import read_json, write_json
 from common.configs import Config
 from common.presets import reduced
 from common.rule_flags import AUTO
 from common.runs import Experiment, Run, build
+
 from sltt_jax import training
 
 CONFIG = "config.json"

@@ -7,10 +7,14 @@ import numpy as np
 from plots.style import save
 
 NOTHING = float("nan")
+ROUNDING = 1e-7  # of a cosine in float32; what is below is drawn there
 
 
 def plot_agreement(rows: list[dict], path: Path, *, title: str):
-    """Cosine over training: a panel for every rule, a line for every T; and by layer at the largest T."""
+    """Distance over training: a panel for every rule, a line for every T; and by layer at the largest T.
+
+    It is 1 - cosine, on a logarithmic axis: a cosine of 0.9999 and one of 0.9 are both to be read off.
+    """
     steps = sorted({row["T"] for row in rows})
     lines = {T: sorted((r for r in rows if r["T"] == T), key=lambda r: r["epoch"]) for T in steps}
     names = list(lines[steps[-1]][0]["rules"])  # at the largest T no rule is left out
@@ -22,22 +26,22 @@ def plot_agreement(rows: list[dict], path: Path, *, title: str):
     for axes, name in zip(grid.flat, names, strict=False):
         for i, (T, line) in enumerate(lines.items()):
             if there := [row for row in line if name in row["rules"]]:
-                cosines = [row["rules"][name]["overall"]["cosine"] for row in there]
-                axes.plot([row["epoch"] for row in there], cosines, "o-", color=f"C{i}", label=f"T={T}")
+                away = [_distance(row["rules"][name]["overall"]["cosine"]) for row in there]
+                axes.plot([row["epoch"] for row in there], away, "o-", color=f"C{i}", label=f"T={T}")
         axes.set_title(f"{name}, all parameters", fontsize=10)
     axes, line = grid.flat[len(names)], lines[steps[-1]]
     epochs = [row["epoch"] for row in line]
     for color, label, layer in _by_depth(list(line[0]["rules"][names[0]]["layers"])):
-        values = [row["rules"][names[0]]["layers"][layer]["cosine"] for row in line]
-        axes.plot(epochs, [NOTHING if v is None else v for v in values], "o-", color=color, label=label)
+        away = [_distance(row["rules"][names[0]]["layers"][layer]["cosine"]) for row in line]
+        axes.plot(epochs, away, "o-", color=color, label=label)
     axes.set_title(f"{names[0]}, by layer, T={steps[-1]}", fontsize=10)
     for axes in grid.flat[: len(names) + 1]:
-        axes.set_xlabel("epochs")
+        axes.set(xlabel="epochs", yscale="log")
         axes.tick_params(labelbottom=True)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(fontsize=8)
     for axes in grid[:, 0]:
-        axes.set_ylabel("cosine with BPTT's gradient")
+        axes.set_ylabel("1 - cosine with BPTT's gradient")
     for axes in grid.flat[len(names) + 1 :]:
         axes.remove()
     save(figure, path, title)
@@ -67,6 +71,10 @@ def plot_steps(ends: dict, path: Path, *, tau: float, title: str):
     for axes in grid[0]:
         axes.legend(fontsize=8)
     save(figure, path, title)
+
+
+def _distance(cosine):
+    return NOTHING if cosine is None else max(1 - cosine, ROUNDING)
 
 
 def _by_depth(layers):

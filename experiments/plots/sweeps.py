@@ -11,7 +11,7 @@ from sltt_jax import parse_rule, sltt_k
 
 def plot_k_tradeoff(rows: list[dict], path: Path, *, title: str):
     """Accuracy over K, a line for every way to draw, and accuracy over the operations of an update."""
-    figure, (over_k, over_work) = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True, layout="constrained")
+    figure, (over_k, over_work) = plt.subplots(1, 2, figsize=(9, 4.2), sharey=True, layout="constrained")
     lines: dict[str, list] = {}
     for row in rows:
         mean, std = (100 * value for value in row["test_accuracy"])
@@ -21,20 +21,20 @@ def plot_k_tradeoff(rows: list[dict], path: Path, *, title: str):
             how = rule.scale if rule.scale == "unbiased" else rule.draw
             lines.setdefault(str(how), []).append((rule.k, mean, std, work))
         else:
-            style = {"color": "black", "ls": "--" if row["rule"] == "sltt" else ":", "lw": 1}
-            over_k.axhline(mean, label=f"{row['rule']}: {mean:.1f} +- {std:.1f}", **style)
-            marker = "s" if row["rule"] == "sltt" else "^"
-            over_work.errorbar(work, mean, std, fmt=marker, color="black", capsize=2, label=row["rule"])
+            line, marker = ("--", "s") if row["rule"] == "sltt" else (":", "^")
+            label = f"{row['rule']}: {mean:.1f} +- {std:.1f}"
+            over_k.axhline(mean, color="black", ls=line, lw=1)
+            over_k.plot([], [], f"{marker}{line}", color="black", lw=1, label=label)  # as in both panels
+            over_work.errorbar(work, mean, std, fmt=marker, color="black", capsize=2)
     for i, (name, points) in enumerate(lines.items()):
         k, mean, std, work = np.asarray(sorted(points)).T
         nudge = 0.04 * (i - (len(lines) - 1) / 2)  # so that bars at the same K can be told apart
         over_k.errorbar(k + nudge, mean, std, fmt="o-", capsize=2, label=name)
-        over_work.errorbar(work, mean, std, fmt="o-", capsize=2)
+        over_work.errorbar(work * (1 + nudge / 4), mean, std, fmt="o-", capsize=2)
     over_k.set(xlabel="K: steps with a backward pass", ylabel="test accuracy (%)")
     over_k.set_xticks(sorted({int(k) for points in lines.values() for k, *_ in points}))
     over_work.set(xlabel="operations of an update (GFLOP)")
-    over_k.legend(fontsize=8)
-    over_work.legend(fontsize=8, loc="lower right")
+    figure.legend(loc="outside lower center", ncols=4, fontsize=8)
     save(figure, path, title)
 
 
@@ -42,24 +42,28 @@ def plot_ablation(rows: list[dict], path: Path, *, title: str):
     """Accuracy and cosine over T, a column for every surrogate, a line for every tau and rule."""
     surrogates = list(dict.fromkeys(row["surrogate"] for row in rows))
     taus = sorted({row["tau"] for row in rows})
+    steps = sorted({row["T"] for row in rows})
     figure, grid = plt.subplots(
         2, len(surrogates), figsize=(2.6 * len(surrogates) + 1, 5), sharex=True, sharey="row",
         squeeze=False, layout="constrained",
     )  # fmt: skip
     for (accuracy, cosine), name in zip(grid.T, surrogates, strict=True):
         for i, tau in enumerate(taus):
-            for rule, style in (("bptt", ":"), ("sltt", "-")):
+            for j, (rule, style) in enumerate((("bptt", ":"), ("sltt", "-"))):
                 line = [r for r in rows if (r["surrogate"], r["tau"], r["rule"]) == (name, tau, rule)]
                 line.sort(key=lambda r: r["T"])
-                T = [r["T"] for r in line]
+                place = np.asarray([steps.index(r["T"]) for r in line])
+                nudge = 0.06 * (2 * i + j - len(taus) + 0.5)  # so that bars at the same T can be told apart
                 mean, std = 100 * np.asarray([r["test_accuracy"] for r in line]).T
                 label = f"tau={tau:g} {rule}"
-                accuracy.errorbar(T, mean, std, fmt="o", ls=style, color=f"C{i}", capsize=2, label=label)
+                look = {"fmt": "o", "ls": style, "color": f"C{i}", "capsize": 2, "label": label}
+                accuracy.errorbar(place + nudge, mean, std, **look)
                 if rule == "sltt":
                     mean, std = np.asarray([r["cosine"] for r in line]).T
-                    cosine.errorbar(T, mean, std, fmt="o-", color=f"C{i}", capsize=2, label=f"tau={tau:g}")
+                    cosine.errorbar(place, mean, std, fmt="o-", color=f"C{i}", capsize=2)
         accuracy.set_title(name, fontsize=10)
-        cosine.set(xlabel="time steps T", xticks=sorted({r["T"] for r in rows}))
+        cosine.set(xlabel="time steps T", xlim=(-0.5, len(steps) - 0.5))
+        cosine.set_xticks(range(len(steps)), [str(T) for T in steps])
     grid[0, 0].set_ylabel("test accuracy (%)")
     grid[1, 0].set_ylabel("cosine of SLTT's with\nBPTT's gradient, trained")
     lines, labels = grid[0, 0].get_legend_handles_labels()

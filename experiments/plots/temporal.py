@@ -22,7 +22,9 @@ def _line(axes, rows, x, measure, rule):
     scale = 100 if measure == "accuracy" else 1
     values = np.asarray([row[measure] for row in rows]) * scale
     xs = [row[x] for row in rows]
-    axes.errorbar(xs, values.mean(1), values.std(1), capsize=2, label=rule, **STYLES[rule])
+    mean = values.mean(1)
+    spread = np.abs(np.stack([values.min(1), values.max(1)]) - mean)
+    axes.errorbar(xs, mean, spread, capsize=2, label=rule, **STYLES[rule])
 
 
 def _finish(figure, grid, path, title):
@@ -32,7 +34,7 @@ def _finish(figure, grid, path, title):
 
 
 def plot_delays(rows: list[dict], path: Path, *, title: str):
-    """Accuracy and cosine against the delay, a column for every tau; bars are standard deviations."""
+    """Accuracy and cosine against the delay, a column for every tau; bars are the lowest and highest seed."""
     taus, names = (list(dict.fromkeys(row[key] for row in rows)) for key in ("tau", "rule"))
     figure, grid = plt.subplots(
         2, len(taus), figsize=(2.8 * len(taus), 5.4), sharex=True, sharey="row", squeeze=False,
@@ -56,7 +58,7 @@ def plot_delays(rows: list[dict], path: Path, *, title: str):
 
 
 def plot_taus(rows: list[dict], path: Path, *, title: str):
-    """Accuracy and cosine against tau; bars are standard deviations."""
+    """Accuracy and cosine against tau; bars are the lowest and highest seed."""
     figure, grid = plt.subplots(1, 2, figsize=(8, 3.7), layout="constrained")
     for name in dict.fromkeys(row["rule"] for row in rows):
         line = sorted((r for r in rows if r["rule"] == name), key=lambda r: r["tau"])

@@ -1,0 +1,1 @@
+"""Recordings of event cameras and of sound, and sequences, from their own files."""

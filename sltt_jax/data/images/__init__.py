@@ -1,0 +1,1 @@
+"""Image sets from tensorflow-datasets, without TensorFlow."""

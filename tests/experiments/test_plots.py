@@ -1,0 +1,108 @@
+"""The pictures show all that they are drawn of: nothing is hidden, cut off or without a name."""
+
+import itertools
+
+import numpy as np
+import plots.agreement
+import plots.benchmark
+import plots.sweeps
+import plots.temporal
+import pytest
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Catches the figures in place of saving them."""
+    figures = []
+    for module in (plots.agreement, plots.benchmark, plots.sweeps, plots.temporal):
+        monkeypatch.setattr(module, "save", lambda figure, *_: figures.append(figure))
+    yield figures
+    for figure in figures:
+        figure.clear()
+
+
+def texts(legend):
+    return [text.get_text() for text in legend.get_texts()]
+
+
+def test_bars_of_the_limits_stay_within_what_was_measured(drawn, tmp_path):
+    """A standard deviation around 95 % would go beyond 100 %."""
+    of = {
+        "accuracy": [1.0, 1.0, 1.0, 0.7],
+        "cosine": [0.9, 1.0, 1.0, 1.0],
+        "horizon": 7.0,
+        "without_memory": 0.25,
+    }
+    rows = [{"tau": 2.0, "delay": d, "rule": rule, **of} for d in (1, 2) for rule in ("bptt", "sltt")]
+    plots.temporal.plot_delays(rows, tmp_path, title="recall")
+    plots.temporal.plot_taus(rows, tmp_path, title="rows")
+    assert np.mean(of["accuracy"]) + np.std(of["accuracy"]) > 1
+    for figure, places in zip(drawn, (0, 0), strict=True):
+        bars = [s for c in figure.axes[places].containers for s in c.lines[2][0].get_segments()]
+        assert len(bars) == 4 and np.max(bars, axis=(0, 1))[1] == 100 and np.min(bars, axis=(0, 1))[1] == 70
+
+
+def test_bars_of_the_ablation_do_not_lie_on_each_other(drawn, tmp_path):
+    rows = [
+        {
+            "surrogate": "atan",
+            "tau": tau,
+            "T": T,
+            "rule": rule,
+            "test_accuracy": (0.9, 0.1),
+            "cosine": (0.9, 0.1),
+        }
+        for tau, T, rule in itertools.product((1.1, 2.0, 5.0), (2, 6), ("bptt", "sltt"))
+    ]
+    plots.sweeps.plot_ablation(rows, tmp_path, title="digits")
+    accuracy, cosine = drawn[0].axes
+    places = np.concatenate([container.lines[0].get_xdata() for container in accuracy.containers])
+    assert len(places) == 12 and np.diff(np.sort(places)).min() > 0.05
+    assert [label.get_text() for label in cosine.get_xticklabels()] == ["2", "6"]
+
+
+def test_colours_of_sltt_k_are_named_once_for_both_panels(drawn, tmp_path):
+    row = lambda rule: {"rule": rule, "test_accuracy": (0.9, 0.1), "flops_per_update": 1e9}
+    rules = "sltt", "bptt", "sltt_k(1)", "sltt_k(1, draw=first)", "sltt_k(1, scale=unbiased)"
+    plots.sweeps.plot_k_tradeoff([row(rule) for rule in rules], tmp_path, title="digits")
+    (legend,) = drawn[0].legends
+    assert {"uniform", "first", "unbiased"} < set(texts(legend)) and len(texts(legend)) == len(rules)
+    over_k, over_work = drawn[0].axes
+    colours = lambda axes: [
+        c.lines[0].get_color() for c in axes.containers if c.lines[0].get_color() != "black"
+    ]
+    assert colours(over_k) == colours(over_work) and len(set(colours(over_k))) == 3
+
+
+def test_a_missing_bar_of_the_benchmark_has_a_cross(drawn, tmp_path):
+    def row(workload, peer, rule, seconds):
+        times = {"seconds": [seconds], "cpu_seconds": [seconds]}
+        return {"workload": workload, "precision": "float32", "peer": peer, "rule": rule, **times}
+
+    rows = [
+        row("a", "pytorch", "sltt", 1.0), row("a", "sltt_jax", "sltt", 0.8), row("a", "spyx", "bptt", 2.0),
+        row("a", "sltt_jax", "sltt(5)", 0.5), row("b", "pytorch", "sltt", 1.0),
+        row("b", "sltt_jax", "sltt", 0.9),
+    ]  # fmt: skip
+    plots.benchmark.plot_benchmark(rows, ["a", "b"], tmp_path)
+    (axes,) = drawn[0].axes
+    bars = {c.get_label(): c for c in axes.containers}
+    assert list(bars) == ["sltt_jax: SLTT, chunk 1", "sltt_jax: SLTT, best chunk", "Spyx: faster rule"]
+    tops = [[round(float(bar.get_y() + bar.get_height()), 3) for bar in c] for c in bars.values()]
+    assert tops == [[0.8, 0.9], [0.5, 0.9], [2.0]]
+    (cross,) = [line for line in axes.lines if line.get_label() == "not measured"]
+    width = bars["Spyx: faster rule"][0].get_width()
+    spyx = bars["Spyx: faster rule"][0].get_x() + width / 2
+    assert cross.get_xdata() == pytest.approx([spyx + 1])
+    assert "not measured" in texts(axes.get_legend())
+
+
+def test_small_distances_of_gradients_are_to_be_read(drawn, tmp_path):
+    def row(epoch, cosine):
+        layers = {"Dense_0": {"cosine": cosine}, "Dense_1": {"cosine": 1.0}}
+        return {"T": 6, "epoch": epoch, "rules": {"sltt": {"overall": {"cosine": cosine}, "layers": layers}}}
+
+    plots.agreement.plot_agreement([row(0, 0.9999), row(1, 0.9)], tmp_path, title="digits")
+    overall, layers = drawn[0].axes
+    assert overall.get_yscale() == "log" and overall.lines[0].get_ydata() == pytest.approx([1e-4, 0.1])
+    assert layers.lines[1].get_ydata() == pytest.approx([1e-7, 1e-7])  # exactly 1 has a place too
