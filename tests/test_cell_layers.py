@@ -185,6 +185,7 @@ def test_what_a_recurrent_network_refuses():
             functional.init(RecurrentNet((4,), 2, **wrong), jax.random.key(0), jnp.zeros((2, 3)))
 
 
+@pytest.mark.slow
 def test_traces_and_activity():
     """States and spikes after every step, and the operations of the lateral weights."""
     model = NETS["alif"]

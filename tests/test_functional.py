@@ -77,8 +77,8 @@ def gradient(rule, apply, params, state):
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-SLOW = (pytest.param(rule, marks=pytest.mark.slow) for rule in (bptt(3), tbptt(2), sltt(), sltt_k(2)))
-RULES = bptt(), sltt(4), *SLOW
+SLOW = (pytest.param(rule, marks=pytest.mark.slow) for rule in (bptt(), bptt(3), tbptt(2), sltt(), sltt_k(2)))
+RULES = sltt(4), *SLOW
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +156,7 @@ def test_counts_become_float32(of_nnx):
     chex.assert_trees_all_equal(outputs, run(apply, params, (AT_REST, rest), counts.astype(jnp.float32))[0])
 
 
+@pytest.mark.slow
 def test_layers_of_both_have_names(of_nnx):
     _, apply, params, rest = of_nnx
     rules = {"sltt": sltt()}

@@ -21,7 +21,6 @@ every_net = pytest.mark.parametrize("name", nets.NAMES)
 OF_ALL = [bptt(), sltt(), sltt(4), sltt_k(3)]
 RULES = {
     "convnet": [bptt(), sltt()],
-    "mlp": [*OF_ALL, bptt(remat=True)],
     "two_matrices": [
         *OF_ALL, bptt(4), bptt(remat=True), tbptt(1), tbptt(2), tbptt(4), tbptt(T), sltt(T),
     ],
@@ -66,7 +65,11 @@ def test_sltt_is_autodiff_with_the_membrane_detached_by_hand():
 
 @pytest.mark.parametrize(
     ("name", "temporal"),
-    [*((name, False) for name in nets.NAMES), ("two_matrices", True), ("mlp", True)],
+    [
+        *(("two_matrices", temporal) for temporal in (False, True)),
+        ("convnet", False),
+        *(pytest.param("mlp", temporal, marks=pytest.mark.slow) for temporal in (False, True)),
+    ],
 )
 def test_sltt_and_bptt_are_autodiff_of_the_whole_loss(name, temporal):
     n = net(name)
@@ -104,7 +107,7 @@ def test_a_chunk_gives_the_same_gradient(name, rule):
     assert_close(gradient(name, rule)[1], gradient(name, type(rule)())[1])
 
 
-@pytest.mark.parametrize("name", ["two_matrices", "mlp"])
+@pytest.mark.parametrize("name", ["two_matrices", pytest.param("mlp", marks=pytest.mark.slow)])
 def test_remat_gives_the_same_gradient(name):
     assert_close(gradient(name, bptt(remat=True))[1], gradient(name, bptt())[1])
 

@@ -41,7 +41,9 @@ def bytes_on_device():
     return sum(x.nbytes for x in jax.live_arrays())
 
 
-@pytest.mark.parametrize("rule", [sltt(chunk=2), sltt_k(1, draw="first")], ids=str)
+@pytest.mark.parametrize(
+    "rule", [sltt(chunk=2), pytest.param(sltt_k(1, draw="first"), marks=pytest.mark.slow)], ids=str
+)
 def test_device_memory_does_not_grow_with_the_stream(x64, rule):
     n, size = net("two_matrices"), rule.block_steps
 

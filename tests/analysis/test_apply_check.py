@@ -44,8 +44,12 @@ def what(apply, state=STATE, inputs=XS, params=PARAMS):
     return [f.what for f in error.value.findings]
 
 
-def test_networks_that_keep_the_contract_pass():
+def test_a_network_that_keeps_the_contract_passes():
     check_apply(by_hand(), PARAMS, STATE, XS)
+
+
+@pytest.mark.slow
+def test_a_network_of_the_library_passes():
     model = RecurrentNet((6,), 3, neuron=Neuron(tau=3.0, v_threshold=0.3))
     params, state = functional.init(model, jax.random.key(0, impl="rbg"), XS[0])
     params = jax.tree.map(lambda p: p.astype(jnp.float64), params)

@@ -76,6 +76,7 @@ def test_memory_of_bptt_grows_at_least_linearly(name):
     assert at[64] > 5 * temp_bytes(name, sltt(), 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "rule", "static"),
     [
@@ -171,6 +172,7 @@ def test_flops_of_loops_and_branches():
     assert flops(jax.jit(unused).trace(w)) == 0
 
 
+@pytest.mark.slow
 def test_cost_of_a_dense_network_by_hand():
     """What goes in, what comes out, and what is multiplied, under every rule alike."""
     T, weights, hidden = 6, 32 * 64 + 64 * 64 + 64 * 10, 64 + 64

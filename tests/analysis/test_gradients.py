@@ -148,6 +148,7 @@ class TestCompare:
             agree.report({"w": jnp.ones(2)}, {"v": jnp.ones(2)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["two_matrices", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mlp", "convnet"))],
@@ -187,6 +188,7 @@ def test_error_signals_are_the_gradients_of_the_biases(x64):
             assert np.abs(total).min(1).max() > 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "build", [agree.agreement, pytest.param(agree.step_agreement, marks=pytest.mark.slow)]
 )

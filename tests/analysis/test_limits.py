@@ -102,11 +102,13 @@ def test_growing_memory_is_found(rule):
         assert_memory_flat(apply, LOSS, rule, *args)
 
 
+@pytest.mark.slow
 def test_flat_memory_of_a_network_without_flax():
     net = nets.two_matrices()
     assert_memory_flat(net.apply, net.step_loss, sltt(), *net[1:5])
 
 
+@pytest.mark.slow
 def test_a_rule_of_ones_own_that_keeps_every_step_is_found():
     class Naive:
         """SLTT's gradient, but the backward pass waits for the last step."""

@@ -81,6 +81,7 @@ def run(program: str, *arguments: str) -> str:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.slow
 @on_cpu
 def test_convolutions_are_not_given_to_ynnpack():
     assert "ynn" in run(PROGRAM)  # else there would be nothing to switch off

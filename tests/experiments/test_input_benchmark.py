@@ -27,7 +27,7 @@ TINY = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("inputs", [("mnist",), pytest.param(INPUTS, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("inputs", [pytest.param(of, marks=pytest.mark.slow) for of in (("mnist",), INPUTS)])
 def test_main(inputs, monkeypatch, tmp_path, capsys):
     # One block in place of sixteen: most of the time is that of the compiler.
     shallow = partial(NFResNet, blocks=(1,), bottleneck=False)

@@ -20,6 +20,7 @@ def digits(monkeypatch):
     monkeypatch.setattr(paper_claims.Settings, "run", small)
 
 
+@pytest.mark.slow
 def test_memory(digits, monkeypatch, tmp_path, capsys):
     args = ("--memory", "digits_mlp", "--time", 0, "--workdir", tmp_path)
     assert call(paper_claims, monkeypatch, *args) == 0

@@ -72,6 +72,7 @@ def test_case_under_every_rule(name, x64):
 # From here on: what the checker must not let pass.
 
 
+@pytest.mark.slow
 def test_gradients_of_another_rule_fail():
     case, computed = recorded()
     forward, bptt, sltt = (computed[name] for name in ("forward", "bptt", "sltt"))

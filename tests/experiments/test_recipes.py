@@ -22,7 +22,7 @@ RECIPES = {
 }
 
 
-SEQUENCES = ("psmnist", 28), ("fsdd", 10), ("shd", 10), ("ssc", 10)
+SEQUENCES = ("qtdb", 12), ("psmnist", 28), ("fsdd", 10), ("shd", 10), ("ssc", 10)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -65,9 +65,8 @@ def test_a_recipe_is_made_small_on_made_up_data(tmp_path):
     assert sum(p.size for p in jax.tree.leaves(state.params)) < 1_000_000
 
 
-@pytest.mark.parametrize(
-    ("name", "T"), [("qtdb", 12), *(pytest.param(n, t, marks=pytest.mark.slow) for n, t in SEQUENCES)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "T"), SEQUENCES)
 def test_sequences_on_made_up_data(name, T, monkeypatch, tmp_path, capsys):
     few = ("--train-samples", 32, "--test-samples", 16, "--epochs", 1, "--T", T)
     assert call(train, monkeypatch, name, "--reduced", "--made", *few, "--workdir", tmp_path) == 0

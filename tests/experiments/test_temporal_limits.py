@@ -120,6 +120,7 @@ def test_lateral_weights_learn(gradients):
         assert float(jnp.abs(a).max()) > 1e-4 and float(jnp.abs(a - b).max()) > 0.05 * float(jnp.abs(b).max())
 
 
+@pytest.mark.slow
 def test_a_cue_at_the_first_step_gets_a_gradient_from_bptt_alone(gradients):
     """Inputs 0 and 1 are there at the first step, 2 and 3 at the last, which is asked."""
     x = jnp.zeros((5, 3, 4)).at[:, 0, :2].set(3.0).at[:, 2, 2:].set(3.0)

@@ -67,6 +67,7 @@ def test_damaged_settings(tmp_path, damage):
     assert contents(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_overwriting_deletes_what_the_run_wrote_and_nothing_else(digits_run, tmp_path):
     workdir = shutil.copytree(digits_run, tmp_path / "run")
     (workdir / "tensorboard").mkdir()

@@ -92,6 +92,7 @@ def assert_uniform(values, fan_in):
     np.testing.assert_allclose(jnp.abs(values).mean(), bound / 2, rtol=4 / math.sqrt(3 * values.size))
 
 
+@pytest.mark.slow
 def test_initial_weights_of_resnet():
     stem, resized, last, bn, linear = initial(
         ResNet18(width=0.5),
@@ -121,6 +122,7 @@ def test_initial_weights_of_vgg():
     np.testing.assert_array_equal(classifier["bias"], 0)
 
 
+@pytest.mark.slow
 def test_initial_weights_of_nf_resnet():
     *convs, gain, fc = initial(
         models.NFResNet50(width=0.25, classes=300),

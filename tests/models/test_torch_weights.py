@@ -135,6 +135,7 @@ def test_same_network_as_in_torch(name, rule, x64):
         assert np.linalg.norm(ours[key] - g) <= 1e-9 * max(np.linalg.norm(g), 1e-6 * largest), key
 
 
+@pytest.mark.slow
 @every_model
 def test_checkpoint_by_torch(name, tmp_path):
     """As the authors save it, with the optimizer, through DataParallel, and the bare state dict."""

@@ -61,7 +61,7 @@ def operand_types(jaxpr):
     ("name", "dtype", "rule"),
     [
         *(("mlp", dtype, sltt()) for dtype in (jnp.bfloat16, jnp.float16, jnp.float32)),
-        ("convnet", jnp.bfloat16, sltt()),
+        pytest.param("convnet", jnp.bfloat16, sltt(), marks=pytest.mark.slow),
         pytest.param("convnet", jnp.float16, sltt(), marks=pytest.mark.slow),
         pytest.param("convnet", jnp.float32, sltt(), marks=pytest.mark.slow),
         pytest.param("convnet", jnp.bfloat16, bptt(), marks=pytest.mark.slow),

@@ -61,6 +61,7 @@ def make_update(**kwargs):
     return training.make_update(MODEL, sltt(), LOSS, optax.sgd(0.1), ENCODE, **kwargs)
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_mean_over_what_counts_also_of_four_devices(x64):
     x, y = samples()
     batch = {"x": x.astype(float), "y": {**y, "weight": y["weight"].astype(float)}}
