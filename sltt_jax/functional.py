@@ -163,7 +163,8 @@ def _learned_by_traces(temporal_gradient):
             finally:
                 alone = False
 
-        return synapse(product, *args, weights, temporal_gradient=temporal_gradient, **kwargs)
+        (xs,) = args
+        return synapse(product, xs, weights, temporal_gradient=temporal_gradient)
 
     return nn.intercept_methods(intercept)
 

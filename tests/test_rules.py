@@ -147,7 +147,7 @@ def test_bptt_is_the_derivative():
         assert abs(np.vdot(without[name], direction) / slope - 1) > 1e-2
 
 
-@every_net
+@pytest.mark.parametrize("name", ["two_matrices", "convnet", pytest.param("mlp", marks=pytest.mark.slow)])
 def test_rules_that_must_differ_do(name):
     exact, cut = gradient(name, bptt())[1], gradient(name, sltt())[1]
     assert max(difference(cut, exact).values()) > 1e-2
