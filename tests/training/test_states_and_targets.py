@@ -102,7 +102,9 @@ def test_masks_of_any_type_leave_padding_out(dtype):
     padded = {"x": np.r_[x, np.full((4, 5), np.nan, np.float32)], "y": np.r_[y, [-1] * 4]}
     mask = np.r_[np.ones(many), np.zeros(4)].astype(dtype)
     found = evaluate(state.params, state.variables, {**padded, "mask": mask})
-    assert found.samples == many and float(found.correct[0]) == many  # in uint8, 300 would be 44 too
+    assert (
+        found.samples == many and float(found.values["accuracy"][0]) == many
+    )  # in uint8, 300 would be 44 too
     chex.assert_trees_all_close(found, whole, rtol=1e-6)
     assert 0 < found.firing_rates["LIF_0"].mean() < many and found.loss > 0
 
