@@ -55,12 +55,12 @@ class Traces:
 
 
 def synapse(
-    product: Callable[[jax.Array, PyTree], jax.Array],
+    product: Callable[[jax.Array, PyTree], PyTree],
     xs: jax.Array,
     weights: PyTree,
     *,
     temporal_gradient: bool | Traces,
-) -> jax.Array:
+) -> PyTree:
     """Computes `product(xs, weights)`, whose weights learn by the trace of `xs` under `ottt`.
 
         d loss / d weights = sum over t of  (d loss[t] / d y[t]) (d product(a[t], weights) / d weights)
@@ -69,7 +69,7 @@ def synapse(
 
     Args:
       product: `(xs [C, B, ...], weights) -> ys [C, B, ...]`, linear in xs but for a bias: a matrix product, a
-        convolution, with standardised weights or not.
+        convolution, with standardised weights or not; `ys` may be a pytree.
       xs: what enters, `[C, B, ...]`.
       weights: a pytree.
       temporal_gradient: as the network was called.
@@ -96,7 +96,7 @@ def _learned_by_jvp(product, primals, tangents):
     ys, trace, weights = primals
     along, _, change = tangents
     _, learned = jax.jvp(partial(product, trace), (weights,), (change,))
-    return _learned_by(product, ys, trace, weights), along + learned
+    return _learned_by(product, ys, trace, weights), jax.tree.map(jnp.add, along, learned)
 
 
 def with_traces(apply: Callable, decay: float) -> Callable:
