@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 
 from sltt_jax.blocks import Repeat, run
-from sltt_jax.rules import Rule, bptt, parse_rule, sltt, sltt_k, tbptt
+from sltt_jax.rules import Rule, bptt, ottt, parse_rule, sltt, sltt_k, tbptt
 from tests.common.nets import T, net
 
 SPELLINGS = {
     "bptt": bptt(),
     "bptt(4)": bptt(chunk=4),
     "bptt(remat=True)": bptt(remat=True),
+    "bptt(4, bits=True)": bptt(4, bits=True),
+    "ottt(0.5)": ottt(0.5),
     "bptt(4, remat=True)": bptt(4, True),
     "tbptt(4)": tbptt(window=4),
     "sltt": sltt(),
@@ -36,7 +38,8 @@ def test_a_rule_is_written_without_its_defaults(text, rule):
 def test_every_rule_is_read_as_it_is_written():
     draws = ("uniform", "first", "last", "strided", (4, 1))
     rules = [
-        *(bptt(chunk, remat) for chunk, remat in itertools.product((1, 3), (False, True))),
+        *(bptt(chunk, **mode) for chunk in (1, 3) for mode in ({}, {"remat": True}, {"bits": True})),
+        *(ottt(decay, chunk) for decay, chunk in itertools.product((0.0, 0.5), (1, 3))),
         *(sltt(chunk) for chunk in (1, 2, 100)),
         *(tbptt(window) for window in (1, 7)),
         *(sltt_k(2, draw, scale) for draw, scale in itertools.product(draws, ("paper", "unbiased"))),
@@ -75,7 +78,10 @@ def test_other_ways_to_write_one():
     ],
 )
 def test_what_is_no_rule(text, why):
-    forms = r"a rule is one of bptt\(chunk, remat\), tbptt\(window\), sltt\(chunk\), sltt_k\(k, draw, scale\)"
+    forms = (
+        r"a rule is one of bptt\(chunk, remat, bits\), tbptt\(window\), sltt\(chunk\), "
+        r"sltt_k\(k, draw, scale\), ottt\(decay, chunk\)"
+    )
     with pytest.raises(ValueError, match=f"^{forms}; got .*{why}") as raised:
         parse_rule(text)
     assert f"; got {text!r}" in str(raised.value)

@@ -107,7 +107,7 @@ def test_largest_batch(monkeypatch, tmp_path, capsys):
     ("args", "message"),
     [
         (("nothing",), "unknown preset 'nothing'; there are digits"),
-        (("digits", "--rules", "eprop"), "a rule is one of bptt(chunk, remat)"),
+        (("digits", "--rules", "eprop"), "a rule is one of bptt(chunk, remat, bits)"),
         (("digits", "--rules", "sltt(0)"), "chunk must be a whole number >= 1, got 0"),
         (("digits", "--batch", "0"), "batch must be in 1..1000000, got 0"),
         (("digits", "--rules", "sltt_k(3)", "--T", "2"), "none of the rules can be run over T=(2,)"),

@@ -86,7 +86,7 @@ def test_one_batch(monkeypatch, tmp_path, capsys):
     ("args", "message"),
     [
         (("--rules", "bptt"), "rules must be others than bptt, got bptt"),
-        (("--rules", "sltt_k:1"), "a rule is one of bptt(chunk, remat)"),
+        (("--rules", "sltt_k:1"), "a rule is one of bptt(chunk, remat, bits)"),
         (("--steps", "1"), "steps must be numbers in 2..1000000, got (1,)"),
         (("--rules", "sltt", "sltt_k(9)", "--steps", 2, 8), "rule sltt_k(9) needs 9 steps, more than any of"),
         (("--rules", "sltt_k(4)", "--steps", 2, 8), "none of the rules sltt_k(4) can be run over T=2"),

@@ -130,7 +130,7 @@ def test_a_rule_has_one_spelling(text, flags, rule):
         ("bptt(remat=False)", {"remat": True}, "--rule bptt(remat=False) and --remat True contradict"),
         ("tbptt(7)", {}, "window=7 is more than the T=6 time steps"),
         ("tbptt", {"window": 0}, "window must be a whole number >= 1, got 0"),
-        ("sltt_k(0)", {}, "a rule is one of bptt(chunk, remat), "),
+        ("sltt_k(0)", {}, "a rule is one of bptt(chunk, remat, bits), "),
         ("bptt", {"chunk": "auto"}, "chunk=auto is for sltt, got rule bptt"),
         ("eprop", {}, "got 'eprop'"),
     ],
