@@ -13,7 +13,6 @@ from pathlib import Path
 import evaluate
 import numpy as np
 import pytest
-import train
 
 from tests.common.documents import ROOT, blocks, run_page
 from tests.common.scripts import call
@@ -103,21 +102,19 @@ def test_a_run_on_images_is_killed_resumed_and_evaluated(tmp_path, monkeypatch, 
     make, commands = blocks(page("own_data"))[1:3]
     exec(make.text, {})
     _, script, *words = shlex.split(commands.text.splitlines()[0])
-    words += ["--save-every", "2"]
-    began = subprocess.Popen(
-        [sys.executable, ROOT / script, *words], env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    command = [sys.executable, ROOT / script, *words, "--save-every", "2"]
+    quiet = {"env": ENVIRONMENT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    began = subprocess.Popen(command, **quiet)
     kill_after(began, tmp_path / "runs/shapes/checkpoints", lambda numbers: max(numbers) >= 2)
     assert not (tmp_path / "runs/shapes/summary.json").exists()
-    assert call(train, monkeypatch, *words) == 0
+    subprocess.run(command, **quiet, check=True)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert call(evaluate, monkeypatch, tmp_path / "runs/shapes", "--T", 4) == 0
     assert "T=4    test 1.0000" in capsys.readouterr().out
     monkeypatch.chdir(tmp_path)
-    words[words.index("runs/shapes")] = "runs/whole"
-    assert call(train, monkeypatch, *words) == 0
+    command[command.index("runs/shapes")] = "runs/whole"
+    subprocess.run(command, **quiet, check=True)
     one, other = (json.loads(Path(f"runs/{run}/summary.json").read_text()) for run in ("shapes", "whole"))
     assert one["parameters_sha256"] == other["parameters_sha256"] and np.isfinite(one["test_loss"])
 
