@@ -39,7 +39,7 @@ class ConvNet(nn.Module):
             xs = Conv(n, (3, 3), padding=1, use_bias=not self.norm, dtype=self.dtype)(xs)
             if self.norm:
                 xs = StepBatchNorm(axis_name=self.axis_name)(xs, train=train)
-            xs = LIF(self.neuron)(xs, temporal_gradient=temporal_gradient)
+            xs = LIF(self.neuron, dtype=self.dtype)(xs, temporal_gradient=temporal_gradient)
             xs = Dropout(self.dropout, deterministic=not train)(xs)
             xs = avg_pool(xs, 2)
         readout = Dense(self.classes, dtype=self.dtype)
