@@ -112,8 +112,7 @@ class StepBatchNorm(nn.Module):
         n = x[0, ..., 0].size * (1 if axis_name is None else jax.lax.axis_size(axis_name))
         if n < 2:
             raise ValueError(f"batch statistics need two values a channel, got shape {xs.shape}")
-        of_step = lambda a: jnp.broadcast_to(along(a), (len(x), *(1,) * (x.ndim - 2), *shape))
-        y, mean, var = normalise(xs, of_step(scale), of_step(bias), self.epsilon, axis_name)
+        y, mean, var = normalise(xs, scale, bias, self.epsilon, axis_name)
         if not self.is_initializing():
             move = partial(self._move, steps=len(x))
             mean, var = jax.lax.stop_gradient((mean, var))
