@@ -94,7 +94,9 @@ class Cells(nn.Module, kw_only=True):
             if self.spikes:
                 rate = ys.mean(range(2, ys.ndim))
                 self.sow(FIRING_RATE, "rate", rate, init_fn=lambda: rate, reduce_fn=lambda _, new: new)
-        return stored(ys.astype(self.dtype or dtype)) if self.spikes else ys
+        if not self.spikes:
+            return ys
+        return ys.astype(dtype) if self.dtype is None else stored(ys.astype(self.dtype))
 
 
 class LIF(Cells):

@@ -53,6 +53,19 @@ def _compiled_once(f):
     return call
 
 
+def cast_kernels(model: nn.Module, params: PyTree) -> PyTree:
+    """Casts the kernels of a network to its `dtype`, once for all the time steps of an update.
+
+    A rule sums the gradients of half precision parameters in float32, so they are what they were. It is done for
+    networks that use whatever is named "kernel" in their `dtype` alone, which say so by `kernels_in_dtype = True` in
+    their class; the parameters of others are returned as they are.
+    """
+    if getattr(model, "dtype", None) is None or not getattr(model, "kernels_in_dtype", False):
+        return params
+    cast = lambda path, p: p.astype(model.dtype) if path[-1].key == "kernel" else p
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
 @_compiled_once
 def init(model: nn.Module, key: jax.Array, x: jax.Array) -> tuple[PyTree, PyTree]:
     """Draws the parameters of a network; it is compiled, and so takes one program instead of dozens.

@@ -70,7 +70,9 @@ _spike = jax.custom_jvp(lambda surrogate, x: _step(x), nondiff_argnums=(0,))
 @_spike.defjvp
 def _spike_jvp(surrogate, primals, tangents):
     (x,), (dx,) = primals, tangents
-    derivative = stored(surrogate.derivative(x, surrogate.alpha).astype(surrogate.dtype or x.dtype))
+    derivative = surrogate.derivative(x, surrogate.alpha)
+    if surrogate.dtype is not None:
+        derivative = stored(derivative.astype(surrogate.dtype))
     # The spike itself and not `_step`, which whoever differentiates once more would see as a constant.
     return _spike(surrogate, x), _scaled(dx, derivative)
 

@@ -1,6 +1,6 @@
 """Small convolutional spiking networks."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -30,6 +30,8 @@ class ConvNet(nn.Module):
     norm: bool = True
     dtype: Any = None
     axis_name: str | None = None
+
+    kernels_in_dtype: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, xs: jax.Array, *, train: bool, temporal_gradient: bool) -> jax.Array:

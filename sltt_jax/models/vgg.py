@@ -1,7 +1,7 @@
 """Spiking VGGs with batch normalisation and average pooling, as in the SLTT authors' code."""
 
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -59,6 +59,8 @@ class VGG(nn.Module):
     width: float = 1.0
     dtype: Any = None
     axis_name: str | None = None
+
+    kernels_in_dtype: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, xs: jax.Array, *, train: bool, temporal_gradient: bool) -> jax.Array:

@@ -135,7 +135,7 @@ def make_update(
         target = _normalised(encode_target(batch["y"]), axis_name)
         scale = 1.0 if state.loss_scale is None else state.loss_scale.scale
         (loss, aux), grads = rule.value_and_grad(apply, lambda o, y: scale * step_loss(o, y))(
-            state.params, start, inputs, target, rule_key
+            functional.cast_kernels(model, state.params), start, inputs, target, rule_key
         )
         variables = {name: aux.state[name] for name in state.variables}
         accuracy = _of_known(_right(aux.outputs, target, steps=False), jnp.mean)
