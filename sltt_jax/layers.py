@@ -50,11 +50,7 @@ def avg_pool(xs: jax.Array, size: int) -> jax.Array:
 
     The result is at least float32.
     """
-    T, B, H, W, C = xs.shape
-    rows, columns = H // size, W // size
-    windows = xs[:, :, : rows * size, : columns * size].reshape(T, B, rows, size, columns, size, C)
-    # A mean, whose gradient is a broadcast, which compilers leave to whoever reads it; that of a pool is written out.
-    return at_least_float32(windows).mean((3, 5))
+    return nn.avg_pool(at_least_float32(xs), (size, size), (size, size))
 
 
 def max_pool(xs: jax.Array, size: int) -> jax.Array:
