@@ -1,9 +1,9 @@
 """Normalisation of every time step by its own statistics, in few passes over the array.
 
-    y[t] = scale (x[t] - mean[t]) / sqrt(var[t] + epsilon) + bias           mean, var: over (B, H, W) of x[t]
+    y[t] = scale (x[t] - mean[t]) / sqrt(var[t] + epsilon) + bias       mean, var: over (B, H, W) of x[t]
 
-What a training update takes on a GPU is how often it reads arrays of this size. The statistics take one pass, and
-the gradient to `x` two, where the derivatives of a mean and a variance taken apart would make it three.
+What a training update takes on a GPU is how often it reads arrays of this size. The statistics take one pass,
+and the gradient to `x` two, where the derivatives of a mean and a variance taken apart would make it three.
 """
 
 from functools import partial
@@ -21,8 +21,9 @@ def statistics(x: jax.Array, axis_name: str | None = None) -> tuple[jax.Array, j
 
         m1, m2 = means of x - a and (x - a)^2               mean = a + m1, var = m2 - m1^2
 
-    with some value of the same step and channel as `a`, so that the difference loses little wherever the mean is:
-    with a = 0, float32 would lose a variance of 1 at a mean of 3000.
+    with some value of the same step and channel as `a`, so that the difference loses little wherever the mean
+    is: with a = 0, float32 would lose a variance of 1 at a mean of 3000. It is one of the step's own, for so a
+    step is the same in blocks of any length.
 
     Args:
       x: `[T, B, ..., C]`.
@@ -53,8 +54,8 @@ def normalise(
       axis_name: of a `pmap`, over whose devices the statistics are taken as well.
 
     Returns:
-      `(y, mean, var)`, at least float32: `[T, B, ..., C]`, and the statistics `[T, 1, ..., C]`, which are constants
-      to differentiation.
+      `(y, mean, var)`, at least float32: `[T, B, ..., C]`, and the statistics `[T, 1, ..., C]`, which are
+      constants to differentiation.
     """
     of_step = lambda a: jnp.broadcast_to(a, (len(x), *(1,) * (x.ndim - 2), x.shape[-1]))
     scale, bias = vary_like((of_step(scale), of_step(bias)), x)

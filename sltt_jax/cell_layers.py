@@ -38,8 +38,8 @@ class Cells(nn.Module, kw_only=True):
       learn_tau: learn the time constants, from those given on.
       tau_spread: standard deviation over the channels of what they start from, in the logarithm of `tau - 1`:
         with 1 two thirds of them are within a factor of 2.7. Of those that are learned.
-      dtype: of the spikes, exact in any, and of the surrogate derivative that is kept for the backward pass; by
-        default that of the inputs and of the state.
+      dtype: of the spikes, exact in any, and of the surrogate derivative that is kept for the backward pass;
+        by default that of the inputs and of the state.
     """
 
     learn_tau: bool = False

@@ -56,9 +56,9 @@ def _compiled_once(f):
 def cast_kernels(model: nn.Module, params: PyTree) -> PyTree:
     """Casts the kernels of a network to its `dtype`, once for all the time steps of an update.
 
-    A rule sums the gradients of half precision parameters in float32, so they are what they were. It is done for
-    networks that use whatever is named "kernel" in their `dtype` alone, which say so by `kernels_in_dtype = True` in
-    their class; the parameters of others are returned as they are.
+    A rule sums the gradients of half precision parameters in float32, so they are what they were. It is done
+    for networks that use whatever is named "kernel" in their `dtype` alone, which say so by
+    `kernels_in_dtype = True` in their class; the parameters of others are returned as they are.
     """
     if getattr(model, "dtype", None) is None or not getattr(model, "kernels_in_dtype", False):
         return params

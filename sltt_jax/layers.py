@@ -152,7 +152,7 @@ class NormedConv(nn.Module):
 
     @nn.compact
     def __call__(self, xs: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns the convolution of `[..., H, W, C]` without bias, `[..., H', W', features]`, and the bias."""
+        """Returns the convolution of `[..., H, W, C]`, `[..., H', W', features]`, and the bias beside it."""
         shape = *self.kernel_size, xs.shape[-1], self.features
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         bias = self.param("bias", self.bias_init, shape[-1:], jnp.float32)

@@ -6,7 +6,10 @@ from typing import Any
 from sltt_jax import rules
 
 KINDS = {kind.__name__: kind for kind in (rules.bptt, rules.tbptt, rules.sltt, rules.sltt_k)}
-AUTO = {"sltt(auto)": rules.sltt(), "bptt(auto)": rules.bptt()}  # the chunk is found when the network is built
+AUTO = {
+    "sltt(auto)": rules.sltt(),
+    "bptt(auto)": rules.bptt(),
+}  # the chunk is found when the network is built
 STEPS = "k", "window", "chunk"  # what may be at most T
 
 

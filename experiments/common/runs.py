@@ -42,8 +42,8 @@ class Run(Config):
       save_every: updates between two checkpoints within an epoch; by default there is one at its end.
       keep: how many of the last checkpoints are kept.
       tensorboard: write event files for TensorBoard as well.
-      gigabytes: of memory that the temporaries may take where chunk is "auto"; by default 4 on a CPU, and four
-        fifths of the device's own elsewhere.
+      gigabytes: of memory that the temporaries may take where chunk is "auto"; by default 4 on a CPU, and
+        four fifths of the device's own elsewhere.
     """
 
     reduced: bool = False

@@ -43,7 +43,7 @@ def computed_once(spikes: jax.Array) -> jax.Array:
 def stored(x: jax.Array) -> jax.Array:
     """Array as it is, which GPUs and TPUs compute once and write to memory however often it is read.
 
-    Their compilers would rather read what it is made of again in everything that reads it, which for an array of a
-    smaller type than its sources moves more bytes.
+    Their compilers would rather make it again in everything that reads it, which for an array of a smaller
+    type than what it is made of moves more bytes.
     """
     return lax.platform_dependent(x, cpu=lambda x: x, default=lax.optimization_barrier)

@@ -10,8 +10,8 @@ from jax import lax
 def two_sums(a: jax.Array, b: jax.Array, axes: Sequence[int]) -> tuple[jax.Array, jax.Array]:
     """Sums of `a` and of `b`, of one shape and type, over `axes`, which stay as axes of length 1.
 
-    Accelerators sum long arrays in two kernels, and take both sums in the same two. XLA's CPU compiler has no fast
-    code for that.
+    Accelerators sum long arrays in two kernels, and take both sums in the same two. XLA's CPU compiler has no
+    fast code for that.
     """
     return _two_sums(a, b, tuple(axes))
 

@@ -6,7 +6,17 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 
-from sltt_jax.layers import LIF, Conv, Dense, Dropout, NormedConv, StepBatchNorm, at_least_float32, avg_pool, check_input
+from sltt_jax.layers import (
+    LIF,
+    Conv,
+    Dense,
+    Dropout,
+    NormedConv,
+    StepBatchNorm,
+    at_least_float32,
+    avg_pool,
+    check_input,
+)
 from sltt_jax.models.initializers import kaiming_fan_out, torch_bias, torch_weight
 from sltt_jax.neurons import Neuron
 
@@ -36,7 +46,7 @@ class PreActBlock(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """Maps `[T, B, H, W, C]` to `[T, B, ceil(H / stride), ceil(W / stride), features]`.
 
-        The biases of input and result, `[C]` and `[features]`, go beside them to the normalisation that follows.
+        The biases of input and result, `[C]` and `[features]`, go beside them to the norm that follows.
         """
         channels = xs.shape[-1]
         norm = partial(StepBatchNorm, axis_name=self.axis_name)

@@ -72,7 +72,10 @@ from tests.common.scripts import assert_refused, call, unboxed
             ("nmnist", "--encoding", "rate", "--made", "--batch-size", 64),
             "encoding=rate is for images, got 'nmnist'",
         ),
-        (("digits_mlp", "--chunk", "auto", "--rule", "tbptt"), "chunk=auto is for sltt and bptt, got rule tbptt"),
+        (
+            ("digits_mlp", "--chunk", "auto", "--rule", "tbptt"),
+            "chunk=auto is for sltt and bptt, got rule tbptt",
+        ),
         (("digits_mlp", "--chunk", "auto", "--gigabytes", 1e-6), "more than the 1e-06 GB given"),
         (("digits_mlp", "--sync-batch-stats"), "mlp has no batch statistics"),
         (("digits", "--num-processes", 2), "need all of --coordinator"),
