@@ -21,9 +21,9 @@ def statistics(x: jax.Array, axis_name: str | None = None) -> tuple[jax.Array, j
 
         m1, m2 = means of x - a and (x - a)^2               mean = a + m1, var = m2 - m1^2
 
-    with some value of the same step and channel as `a`, so that the difference loses little wherever the mean
-    is: with a = 0, float32 would lose a variance of 1 at a mean of 3000. It is one of the step's own, for so a
-    step is the same in blocks of any length.
+    with some value of the same step and channel as `a`, so that the difference loses little wherever the
+    mean is: with a = 0, float32 would lose a variance of 1 at a mean of 3000. Being of the step itself it is
+    the same in blocks of any length.
 
     Args:
       x: `[T, B, ..., C]`.

@@ -23,8 +23,8 @@ _CPU_CACHE = 16 * 2**20
 # backward. From the times of ten networks (experiments/SPEED.md).
 _SPILLED = 20
 
-# Gigabytes of temporaries where nothing else is said, on a CPU; and on an accelerator the share of its memory.
-# The rest is for parameters, the state of the optimizer, batches, and what convolutions need beside.
+# Gigabytes of temporaries where nothing else is said, on a CPU; and on an accelerator the share of its
+# memory. The rest is for parameters, the state of the optimizer, batches, and what convolutions need beside.
 _CPU_GIGABYTES = 4.0
 _SHARE = 0.8
 
@@ -42,16 +42,16 @@ def auto_chunk(
 ) -> int:
     """Chooses the chunk of a rule that moves the fewest bytes, of those that fit into memory.
 
-    A long chunk reads the parameters and adds to their gradient less often; but what it computes is more at a
-    time, and on a CPU it should stay in the cache. Both are known from the memory of two programs, that of
-    `chunk=1` and that of `chunk=T` under SLTT. BPTT keeps all steps at any chunk, and a long one may take less
-    memory than a short one, which keeps what a loop has to hand on. It is a model, which the clock may correct:
-    `time_update`.
+    A long chunk reads the parameters and adds to their gradient less often; but what it computes is more at
+    a time, and on a CPU it should stay in the cache. Both are known from the memory of two programs, that of
+    `chunk=1` and that of `chunk=T` under SLTT. BPTT keeps all steps at any chunk, and a long one may take
+    less memory than a short one, which keeps what a loop has to hand on. It is a model, which the clock may
+    correct: `time_update`.
 
     Args:
       apply, step_loss, params, state, inputs, target: as for `cost`; of arrays only shapes and types matter.
-      gigabytes: that the temporaries may take, of 10^9 bytes; by default 4 on a CPU, and elsewhere four fifths
-        of what JAX may take of the device's own memory.
+      gigabytes: that the temporaries may take, of 10^9 bytes; by default 4 on a CPU, and elsewhere four
+        fifths of what JAX may take of the device's own memory.
       rule: whose chunk it is; by default that of `sltt`.
 
     Returns:

@@ -67,9 +67,7 @@ class NFBlock(nn.Module):
         """Maps `[T, B, H, W, C]` to `[T, B, H / stride, W / stride, F]`, rounded up (bottleneck: 4 F)."""
 
         def spikes(xs, name):
-            return SPIKE_GAIN * LIF(self.neuron, dtype=self.dtype, name=name)(
-                xs, temporal_gradient=temporal_gradient
-            )
+            return SPIKE_GAIN * LIF(self.neuron, name=name)(xs, temporal_gradient=temporal_gradient)
 
         def conv(features, window, stride, name):
             return ScaledWSConv(
