@@ -19,7 +19,9 @@ import jax.numpy as jnp
 from sltt_jax.blocks import at_least_float32
 from sltt_jax.cell_blocks import Step, over_time, recurrent
 from sltt_jax.cells import alif_step, li_step, synaptic_step
+from sltt_jax.cpu import stored
 from sltt_jax.neurons import Neuron, lif_step
+from sltt_jax.surrogate import Surrogate
 from sltt_jax.time_constants import LOGIT_DECAY, logit_decay_of, tau_of
 
 MEMBRANE = "membrane"
@@ -36,10 +38,13 @@ class Cells(nn.Module, kw_only=True):
       learn_tau: learn the time constants, from those given on.
       tau_spread: standard deviation over the channels of what they start from, in the logarithm of `tau - 1`:
         with 1 two thirds of them are within a factor of 2.7. Of those that are learned.
+      dtype: of the spikes, exact in any, and of the surrogate derivative that is kept for the backward pass;
+        by default that of the inputs and of the state.
     """
 
     learn_tau: bool = False
     tau_spread: float = 0.0
+    dtype: Any = None
 
     step: ClassVar[Step]
     state: ClassVar[Any]  # names in place of the arrays of the step's state
@@ -89,7 +94,9 @@ class Cells(nn.Module, kw_only=True):
             if self.spikes:
                 rate = ys.mean(range(2, ys.ndim))
                 self.sow(FIRING_RATE, "rate", rate, init_fn=lambda: rate, reduce_fn=lambda _, new: new)
-        return ys.astype(dtype) if self.spikes else ys
+        if not self.spikes:
+            return ys
+        return ys.astype(dtype) if self.dtype is None else stored(ys.astype(self.dtype))
 
 
 class LIF(Cells):
@@ -200,4 +207,7 @@ class Recurrent(nn.Module):
 
 
 def _neuron(layer, xs):
-    return dataclasses.replace(layer.neuron, tau=layer.time_constant(xs, layer.neuron.tau))
+    neuron = dataclasses.replace(layer.neuron, tau=layer.time_constant(xs, layer.neuron.tau))
+    if layer.dtype is None or not isinstance(neuron.surrogate, Surrogate):
+        return neuron
+    return dataclasses.replace(neuron, surrogate=dataclasses.replace(neuron.surrogate, dtype=layer.dtype))

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 
 from sltt_jax.blocks import Apply, PyTree
 from sltt_jax.cell_blocks import over_time
-from sltt_jax.layers import BATCH_STATS, Recurrent, ScaledWSConv
+from sltt_jax.layers import BATCH_STATS, NormedConv, Recurrent, ScaledWSConv
 from sltt_jax.traces import Traces, synapse
 
 
@@ -53,6 +53,19 @@ def _compiled_once(f):
         return compiled(model, *arrays)
 
     return call
+
+
+def cast_kernels(model: nn.Module, params: PyTree) -> PyTree:
+    """Casts the kernels of a network to its `dtype`, once for all the time steps of an update.
+
+    A rule sums the gradients of half precision parameters in float32, so they are what they were. It is done
+    for networks that use whatever is named "kernel" in their `dtype` alone, which say so by
+    `kernels_in_dtype = True` in their class; the parameters of others are returned as they are.
+    """
+    if getattr(model, "dtype", None) is None or not getattr(model, "kernels_in_dtype", False):
+        return params
+    cast = lambda path, p: p.astype(model.dtype) if path[-1].key == "kernel" else p
+    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 @_compiled_once
@@ -145,7 +158,7 @@ def _learned_by_traces(temporal_gradient):
         if alone or context.method_name != "__call__" or isinstance(layer, Recurrent):
             return call(*args, **kwargs)
         weights = layer.variables.get("params", {})
-        if not isinstance(layer, nn.Dense | nn.Conv | ScaledWSConv):
+        if not isinstance(layer, nn.Dense | nn.Conv | NormedConv | ScaledWSConv):
             for name, w in weights.items():
                 if isinstance(w, jax.Array) and w.ndim > 1:
                     raise ValueError(

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
+from sltt_jax.batch_norm import normalise
 from sltt_jax.blocks import at_least_float32
 from sltt_jax.cell_layers import ALIF as ALIF
 from sltt_jax.cell_layers import FIRING_RATE as FIRING_RATE
@@ -84,8 +85,14 @@ class StepBatchNorm(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, xs: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, xs: jax.Array, offset: jax.Array | None = None, *, train: bool) -> jax.Array:
         """Normalises `xs`, `[T, B, ..., C]`, over all but its first and last axis; at least in float32.
+
+        Args:
+          xs: what is normalised, but for `offset`.
+          offset: `[C]`, to be added to `xs` first: the bias of a layer before, as `NormedConv` returns it. In
+            training it moves the running mean and nothing else, and has no gradient.
+          train: normalise by the statistics of the batch.
 
         Raises:
           ValueError: in training, a step holds a single value per channel, which has no variance.
@@ -97,29 +104,71 @@ class StepBatchNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
         along = lambda a: jax.lax.broadcast_to_rank(a, x.ndim)
-        if train:
-            axes = tuple(range(1, x.ndim - 1))
-            synchronised = self.axis_name is not None and not self.is_initializing()
-            over_devices = lambda a: jax.lax.pmean(a, self.axis_name) if synchronised else a
-            n = x[0, ..., 0].size * (jax.lax.axis_size(self.axis_name) if synchronised else 1)
-            if n < 2:
-                raise ValueError(f"batch statistics need two values a channel, got shape {xs.shape}")
-            mean = over_devices(x.mean(axes, keepdims=True))
-            centred = x - mean
-            # A product, for the derivative of `jnp.square` keeps twice its argument beside it.
-            var = over_devices((centred * centred).mean(axes, keepdims=True))
-            if not self.is_initializing():
-                move = partial(self._move, steps=len(x))
-                running_mean.value = move(running_mean.value, mean.reshape(-1, *shape))
-                running_var.value = move(running_var.value, var.reshape(-1, *shape) * (n / (n - 1)))
-        else:
-            centred, var = x - along(running_mean.value), along(running_var.value)
-        return centred * (jax.lax.rsqrt(var + self.epsilon) * along(scale)) + along(bias)
+        if not train:
+            mean = running_mean.value if offset is None else running_mean.value - offset
+            centred, var = x - along(mean), along(running_var.value)
+            return centred * (jax.lax.rsqrt(var + self.epsilon) * along(scale)) + along(bias)
+        axis_name = None if self.is_initializing() else self.axis_name
+        n = x[0, ..., 0].size * (1 if axis_name is None else jax.lax.axis_size(axis_name))
+        if n < 2:
+            raise ValueError(f"batch statistics need two values a channel, got shape {xs.shape}")
+        y, mean, var = normalise(xs, scale, bias, self.epsilon, axis_name)
+        if not self.is_initializing():
+            move = partial(self._move, steps=len(x))
+            mean, var = jax.lax.stop_gradient((mean, var))
+            if offset is not None:
+                mean = mean + along(jax.lax.stop_gradient(offset))
+            running_mean.value = move(running_mean.value, mean.reshape(-1, *shape))
+            running_var.value = move(running_var.value, var.reshape(-1, *shape) * (n / (n - 1)))
+        return y
 
     def _move(self, running, batch, steps):
         """Moves the running average by the statistics `batch`, `[steps, C]`, one step after the other."""
         kept = self.momentum ** jnp.arange(steps - 1, -1, -1, dtype=batch.dtype)
         return self.momentum**steps * running + (1 - self.momentum) * (kept @ batch)
+
+
+class NormedConv(nn.Module):
+    """Convolution in front of a `StepBatchNorm`, which takes its bias off again.
+
+    So the bias is not added to the activations, and nothing is summed for a gradient that is zero.
+
+    Attributes:
+      features: output channels.
+      kernel_size: height and width of the window.
+      strides: of both axes.
+      padding: zeros on every side.
+      kernel_init, bias_init: of the parameters, which are named as in Linen's `Conv`.
+      dtype: of the convolution; by default that of its operands.
+    """
+
+    features: int
+    kernel_size: tuple[int, int]
+    strides: int = 1
+    padding: int = 0
+    kernel_init: nn.initializers.Initializer = nn.linear.default_kernel_init
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, xs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns the convolution of `[..., H, W, C]`, `[..., H', W', features]`, and the bias beside it."""
+        shape = *self.kernel_size, xs.shape[-1], self.features
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        bias = self.param("bias", self.bias_init, shape[-1:], jnp.float32)
+        return _convolve(xs, kernel, self.strides, self.padding, self.dtype), bias
+
+
+def _convolve(xs, kernel, stride, padding, dtype):
+    xs, kernel = promote_dtype(xs, kernel, dtype=dtype)
+    y = conv_general_dilated(
+        xs.reshape(-1, *xs.shape[-3:]),
+        kernel,
+        (stride,) * 2,
+        ((padding,) * 2,) * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return y.reshape(*xs.shape[:-3], *y.shape[1:])
 
 
 class ScaledWSConv(nn.Module):
@@ -154,13 +203,5 @@ class ScaledWSConv(nn.Module):
         mean = kernel.mean((0, 1, 2), keepdims=True)
         gain = jax.lax.broadcast_to_rank(gain, kernel.ndim)
         kernel = (kernel - mean) * (gain * jax.lax.rsqrt(var * fan_in + 1e-4))
-        xs, kernel = promote_dtype(xs, kernel, dtype=self.dtype)
-        y = conv_general_dilated(
-            xs.reshape(-1, *xs.shape[-3:]),
-            kernel,
-            (self.strides,) * 2,
-            ((self.padding,) * 2,) * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        y = at_least_float32(y).reshape(*xs.shape[:-3], *y.shape[1:])
+        y = at_least_float32(_convolve(xs, kernel, self.strides, self.padding, self.dtype))
         return y + jax.lax.broadcast_to_rank(bias, y.ndim)

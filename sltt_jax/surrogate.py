@@ -18,13 +18,15 @@ and not the size of a gradient averaged over membranes.
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import core
 
-from sltt_jax.cpu import computed_once
+from sltt_jax.cpu import computed_once, stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +39,12 @@ class Surrogate:
     Attributes:
       derivative: elementwise function of `x = u - v_threshold` (any shape) and `alpha`.
       alpha: sharpness, a finite number > 0.
+      dtype: in which the derivative is kept for the backward pass; None: that of `x`.
     """
 
     derivative: Callable[[jax.Array, float], jax.Array]
     alpha: float
+    dtype: Any = None
 
     def __post_init__(self):
         if isinstance(self.alpha, core.Tracer) or np.ndim(self.alpha):
@@ -66,8 +70,17 @@ _spike = jax.custom_jvp(lambda surrogate, x: _step(x), nondiff_argnums=(0,))
 @_spike.defjvp
 def _spike_jvp(surrogate, primals, tangents):
     (x,), (dx,) = primals, tangents
+    derivative = surrogate.derivative(x, surrogate.alpha)
+    if surrogate.dtype is not None:
+        derivative = stored(derivative.astype(surrogate.dtype))
     # The spike itself and not `_step`, which whoever differentiates once more would see as a constant.
-    return _spike(surrogate, x), surrogate.derivative(x, surrogate.alpha) * dx
+    return _spike(surrogate, x), _scaled(dx, derivative)
+
+
+# What is kept for the backward pass is `derivative` as it came.
+@partial(jax.checkpoint, prevent_cse=False)
+def _scaled(dx, derivative):
+    return derivative.astype(dx.dtype) * dx
 
 
 def _triangle(x, alpha):

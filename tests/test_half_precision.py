@@ -5,8 +5,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from sltt_jax import bptt, sltt, sltt_k, stream, tbptt
-from sltt_jax.layers import Conv, Dense, avg_pool
+from sltt_jax import bptt, functional, losses, sltt, sltt_k, stream, surrogate, tbptt
+from sltt_jax.layers import LIF, Conv, Dense, avg_pool
+from sltt_jax.models import ConvNet, NFResNet34
+from sltt_jax.neurons import Neuron
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -68,3 +70,40 @@ def test_average_pooling_in_half_precision():
     xs = jnp.full((1, 1, 32, 32, 1), 1.0, jnp.bfloat16)  # a sum of 1,024 ones
     pooled = avg_pool(xs, 32)
     assert pooled.dtype == jnp.float32 and pooled.item() == 1
+
+
+@pytest.mark.parametrize("rule", [sltt(2), bptt()], ids=str)
+def test_kernels_may_be_cast_before_the_first_step(rule):
+    """Gradients are the same numbers, in float32."""
+    model = ConvNet((4, 8), dtype=jnp.bfloat16)
+    xs = jax.random.uniform(jax.random.key(0), (4, 3, 8, 8, 2))
+    params, state = functional.init(model, jax.random.key(1), xs[0])
+    cast = functional.cast_kernels(model, params)
+    assert cast["Conv_0"]["kernel"].dtype == jnp.bfloat16
+    assert cast["StepBatchNorm_0"]["scale"].dtype == cast["Dense_0"]["bias"].dtype == jnp.float32
+    f = jax.jit(rule.value_and_grad(functional.applier(model), losses.cross_entropy))
+    expected, found = (f(p, state, xs, jnp.asarray([1, 2, 3]))[1] for p in (params, cast))
+    chex.assert_trees_all_equal(found, expected)
+    assert all(jnp.abs(g).max() > 0 for g in jax.tree.leaves(found))
+    # Its kernels are standardised in float32 first.
+    params = {"conv1": {"kernel": jnp.ones(2)}}
+    assert functional.cast_kernels(NFResNet34(dtype=jnp.bfloat16), params) is params
+
+
+def test_the_surrogate_derivative_is_kept_in_half_precision():
+    """What is not rounded are the membranes, and the spikes have no digits to lose."""
+    xs = jax.random.uniform(jax.random.key(0), (5, 40), maxval=2.0)
+    exact, half = LIF(Neuron(surrogate=surrogate.atan())), LIF(
+        Neuron(surrogate=surrogate.atan()), dtype=jnp.bfloat16
+    )  # fmt: skip
+    variables = exact.init(jax.random.key(0), xs, temporal_gradient=True)
+
+    def both(layer):
+        f = lambda xs: layer.apply(variables, xs, temporal_gradient=False, mutable=True)
+        spikes, backward, changed = jax.vjp(f, xs, has_aux=True)
+        return spikes, changed["membrane"]["v"], backward(jnp.ones_like(spikes))[0]
+
+    expected, found = jax.jit(lambda: both(exact))(), jax.jit(lambda: both(half))()
+    assert found[0].dtype == jnp.bfloat16
+    chex.assert_trees_all_equal((found[0].astype(jnp.float32), found[1]), expected[:2])
+    assert 0 < jnp.abs(found[2] / expected[2] - 1).max() < 2**-8

@@ -19,7 +19,7 @@ STANDALONE = {
 }
 LAYERS = (
     *("surrogate", "cell_blocks", "neurons", "cells", "time_constants"),
-    *("cell_layers", "layers", "functional", "models"),
+    *("cell_layers", "batch_norm", "layers", "functional", "models"),
 )  # each may import those before it
 CPU_WORDS = ("platform_dependent", "optimization_barrier")
 CPU_MAY = {"jax", "numpy", "sltt_jax.cpu", *sys.stdlib_module_names}

@@ -7,7 +7,10 @@ from sltt_jax import rules
 from sltt_jax.blocks import check_at_most_T
 
 KINDS = {kind.__name__: kind for kind in (rules.bptt, rules.tbptt, rules.sltt, rules.sltt_k)}
-AUTO = "sltt(auto)"  # its chunk is found when the network is built
+AUTO = {
+    "sltt(auto)": rules.sltt(),
+    "bptt(auto)": rules.bptt(),
+}  # the chunk is found when the network is built
 STEPS = "k", "window", "chunk"  # what may be at most T
 
 
@@ -30,12 +33,12 @@ def spelt(text: str, flags: dict[str, Any], *, T: int, k: int) -> str:
     """
     text = text.strip()
     given = {name: value for name, value in flags.items() if value is not None}
-    if given.get("chunk") == "auto" and text in ("sltt", AUTO):
-        return AUTO
-    if given.get("chunk") == "auto":
-        raise ValueError(f"chunk=auto is for sltt, got rule {text}")
-    if text == AUTO:
-        spelling, settings = AUTO, {"chunk": "auto"}
+    if given.get("chunk") == "auto" and text in ("sltt", "bptt"):
+        text = f"{text}(auto)"
+    if given.get("chunk") == "auto" and text not in AUTO:
+        raise ValueError(f"chunk=auto is for sltt and bptt, got rule {text}")
+    if text in AUTO:
+        spelling, settings = text, {**vars(AUTO[text]), "chunk": "auto"}
     else:
         if text in KINDS:
             defaults = {"k": min(k, T), "window": min(2, T), **given}

@@ -100,7 +100,7 @@ def config_of(run: Run) -> dict:
     """The settings of a run without where it is run, as JSON has them."""
     run = reduced(run) if run.reduced else run
     names = {field.name for field in dataclasses.fields(Config)} | {"made", "init_from"}
-    names |= {"gigabytes"} if run.rule == AUTO else set()
+    names |= {"gigabytes"} if run.rule in AUTO else set()
     settings = {k: v for k, v in dataclasses.asdict(run).items() if k in names}
     return json.loads(json.dumps(settings, default=str))
 

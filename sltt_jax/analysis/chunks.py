@@ -1,5 +1,7 @@
-"""Choice of a chunk for `sltt`, made from compiled programs without running one."""
+"""Choice of a chunk for `sltt` or `bptt`, made from compiled programs without running one."""
 
+import dataclasses
+import functools
 import math
 
 import jax
@@ -7,7 +9,7 @@ import jax
 from sltt_jax.analysis.costs import temp_bytes, trace_gradient
 from sltt_jax.analysis.limits import GIGABYTE
 from sltt_jax.blocks import Apply, PyTree, time_steps
-from sltt_jax.rules import StepLoss, sltt
+from sltt_jax.rules import StepLoss, bptt, sltt
 
 # What a block moves for every byte of the parameters: it reads them forward and backward, writes their
 # gradient, and adds it up, which reads two and writes one.
@@ -21,6 +23,11 @@ _CPU_CACHE = 16 * 2**20
 # backward. From the times of ten networks (experiments/SPEED.md).
 _SPILLED = 20
 
+# Gigabytes of temporaries where nothing else is said, on a CPU; and on an accelerator the share of its
+# memory. The rest is for parameters, the state of the optimizer, batches, and what convolutions need beside.
+_CPU_GIGABYTES = 4.0
+_SHARE = 0.8
+
 
 def auto_chunk(
     apply: Apply,
@@ -30,41 +37,45 @@ def auto_chunk(
     inputs: PyTree,
     target: PyTree,
     *,
-    gigabytes: float,
+    gigabytes: float | None = None,
+    rule: sltt | bptt | None = None,
 ) -> int:
-    """Chooses the chunk of `sltt` that moves the fewest bytes, of those that fit into memory.
+    """Chooses the chunk of a rule that moves the fewest bytes, of those that fit into memory.
 
-    A long chunk reads the parameters and adds to their gradient less often; but what it computes is more at a
-    time, and on a CPU it should stay in the cache. Both are known from the memory of two programs, that of
-    `chunk=1` and that of `chunk=T`. It is a model, which the clock may correct: `time_update`.
+    A long chunk reads the parameters and adds to their gradient less often; but what it computes is more at
+    a time, and on a CPU it should stay in the cache. Both are known from the memory of two programs, that of
+    `chunk=1` and that of `chunk=T` under SLTT. BPTT keeps all steps at any chunk, and a long one may take
+    less memory than a short one, which keeps what a loop has to hand on. It is a model, which the clock may
+    correct: `time_update`.
 
     Args:
       apply, step_loss, params, state, inputs, target: as for `cost`; of arrays only shapes and types matter.
-      gigabytes: that the temporaries may take, of 10^9 bytes.
+      gigabytes: that the temporaries may take, of 10^9 bytes; by default 4 on a CPU, and elsewhere four
+        fifths of what JAX may take of the device's own memory.
+      rule: whose chunk it is; by default that of `sltt`.
 
     Returns:
       A divisor of T, so that all blocks are of one length.
 
     Raises:
-      ValueError: gigabytes is not above 0, or not even `chunk=1` fits into it.
+      ValueError: gigabytes is not above 0, or no chunk fits into it.
     """
+    rule = sltt() if rule is None else rule
+    if gigabytes is None:
+        gigabytes = _memory_of_device()
     if not gigabytes > 0:
         raise ValueError(f"gigabytes must be > 0, got {gigabytes}")
     T = time_steps(inputs)
 
-    def temporaries(chunk):
-        traced = trace_gradient(apply, step_loss, sltt(chunk), params, state, inputs, target)
+    @functools.cache
+    def temporaries(rule):
+        traced = trace_gradient(apply, step_loss, rule, params, state, inputs, target)
         return temp_bytes(traced.lower().compile())
 
-    one, limit = temporaries(1), gigabytes * GIGABYTE
-    if one > limit:
-        raise ValueError(
-            f"sltt(chunk=1) takes {one / GIGABYTE:.3f} GB of temporaries, more than the {gigabytes} GB given"
-        )
+    limit = gigabytes * GIGABYTE
+    taken = lambda chunk: temporaries(dataclasses.replace(rule, chunk=chunk))
     divisors = [c for c in range(1, T + 1) if T % c == 0]
-    if T == 1:
-        return 1
-    of_step = max((temporaries(T) - one) / (T - 1), 1)
+    of_step = max((temporaries(sltt(T)) - temporaries(sltt())) / (T - 1), 1) if T > 1 else 1
     weights = sum(math.prod(p.shape) * p.dtype.itemsize for p in jax.tree.leaves(params))
     cache = _CPU_CACHE if jax.default_backend() == "cpu" else math.inf
 
@@ -73,7 +84,23 @@ def auto_chunk(
         return _MOVED * weights * T / chunk + _SPILLED * of_step * T * beyond_cache
 
     def fits(chunk):
-        estimated = one + (chunk - 1) * of_step
-        return estimated <= limit and temporaries(chunk) <= limit
+        # What is far too much under SLTT is not compiled.
+        if isinstance(rule, sltt) and temporaries(sltt()) + (chunk - 1) * of_step > limit:
+            return False
+        return taken(chunk) <= limit
 
-    return next(chunk for chunk in sorted(divisors, key=moved) if fits(chunk))
+    for chunk in sorted(divisors, key=moved):
+        if fits(chunk):
+            return chunk
+    raise ValueError(
+        f"{type(rule).__name__}(chunk=1) takes {taken(1) / GIGABYTE:.3f} GB of temporaries, more than the "
+        f"{gigabytes} GB given"
+    )
+
+
+def _memory_of_device():
+    """Gigabytes that temporaries may take on the first device of this process."""
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        return _CPU_GIGABYTES
+    return _SHARE * device.memory_stats()["bytes_limit"] / GIGABYTE

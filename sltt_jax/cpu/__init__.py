@@ -6,7 +6,8 @@ to XLA.
 
 from sltt_jax.cpu.convolution import conv_general_dilated
 from sltt_jax.cpu.dense import dot_general
-from sltt_jax.cpu.elementwise import computed_once, scan
+from sltt_jax.cpu.elementwise import computed_once, scan, stored
 from sltt_jax.cpu.flags import tune_xla
+from sltt_jax.cpu.sums import two_sums
 
-__all__ = ["computed_once", "conv_general_dilated", "dot_general", "scan", "tune_xla"]
+__all__ = ["computed_once", "conv_general_dilated", "dot_general", "scan", "stored", "tune_xla", "two_sums"]

@@ -38,3 +38,12 @@ def computed_once(spikes: jax.Array) -> jax.Array:
     reads its result. A root it takes for expensive and computes once; that of 0 or 1 is itself.
     """
     return lax.platform_dependent(spikes, cpu=jnp.sqrt, default=lambda s: s)
+
+
+def stored(x: jax.Array) -> jax.Array:
+    """Array as it is, which GPUs and TPUs compute once and write to memory however often it is read.
+
+    Their compilers would rather make it again in everything that reads it, which for an array of a smaller
+    type than what it is made of moves more bytes.
+    """
+    return lax.platform_dependent(x, cpu=lambda x: x, default=lax.optimization_barrier)

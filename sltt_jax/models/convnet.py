@@ -1,6 +1,6 @@
 """Small convolutional spiking networks."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -31,6 +31,8 @@ class ConvNet(nn.Module):
     dtype: Any = None
     axis_name: str | None = None
 
+    kernels_in_dtype: ClassVar[bool] = True
+
     @nn.compact
     def __call__(self, xs: jax.Array, *, train: bool, temporal_gradient: bool) -> jax.Array:
         """Logits `[T, B, classes]` of inputs `[T, B, H, W, C]`."""
@@ -39,7 +41,7 @@ class ConvNet(nn.Module):
             xs = Conv(n, (3, 3), padding=1, use_bias=not self.norm, dtype=self.dtype)(xs)
             if self.norm:
                 xs = StepBatchNorm(axis_name=self.axis_name)(xs, train=train)
-            xs = LIF(self.neuron)(xs, temporal_gradient=temporal_gradient)
+            xs = LIF(self.neuron, dtype=self.dtype)(xs, temporal_gradient=temporal_gradient)
             xs = Dropout(self.dropout, deterministic=not train)(xs)
             xs = avg_pool(xs, 2)
         readout = Dense(self.classes, dtype=self.dtype)

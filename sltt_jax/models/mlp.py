@@ -1,6 +1,6 @@
 """Fully connected spiking networks."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -27,12 +27,14 @@ class MLP(nn.Module):
     dropout: float = 0.0
     dtype: Any = None
 
+    kernels_in_dtype: ClassVar[bool] = True
+
     @nn.compact
     def __call__(self, xs: jax.Array, *, train: bool, temporal_gradient: bool) -> jax.Array:
         """Logits `[T, B, classes]` of inputs `[T, B, features]`."""
         check_input(xs, "T B features")
         for n in self.features:
             xs = Dense(n, dtype=self.dtype)(xs)
-            xs = LIF(self.neuron)(xs, temporal_gradient=temporal_gradient)
+            xs = LIF(self.neuron, dtype=self.dtype)(xs, temporal_gradient=temporal_gradient)
             xs = Dropout(self.dropout, deterministic=not train)(xs)
         return at_least_float32(Dense(self.classes, dtype=self.dtype)(xs))

@@ -1,12 +1,22 @@
 """Pre-activation spiking ResNets in their CIFAR form, as in the SLTT authors' code."""
 
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 
-from sltt_jax.layers import LIF, Conv, Dense, Dropout, StepBatchNorm, at_least_float32, avg_pool, check_input
+from sltt_jax.layers import (
+    LIF,
+    Conv,
+    Dense,
+    Dropout,
+    NormedConv,
+    StepBatchNorm,
+    at_least_float32,
+    avg_pool,
+    check_input,
+)
 from sltt_jax.models.initializers import kaiming_fan_out, torch_bias, torch_weight
 from sltt_jax.neurons import Neuron
 
@@ -31,22 +41,27 @@ class PreActBlock(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, xs: jax.Array, *, train: bool, temporal_gradient: bool) -> jax.Array:
-        """Maps `[T, B, H, W, C]` to `[T, B, ceil(H / stride), ceil(W / stride), features]`."""
+    def __call__(
+        self, xs: jax.Array, bias: jax.Array | None, *, train: bool, temporal_gradient: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        """Maps `[T, B, H, W, C]` to `[T, B, ceil(H / stride), ceil(W / stride), features]`.
+
+        The biases of input and result, `[C]` and `[features]`, go beside them to the norm that follows.
+        """
         channels = xs.shape[-1]
         norm = partial(StepBatchNorm, axis_name=self.axis_name)
         conv = partial(_conv, dtype=self.dtype)
-        xs = norm(name="bn1")(xs, train=train)
-        spikes = LIF(self.neuron, name="lif1")(xs, temporal_gradient=temporal_gradient)
-        shortcut = spikes
+        xs = norm(name="bn1")(xs, bias, train=train)
+        spikes = LIF(self.neuron, dtype=self.dtype, name="lif1")(xs, temporal_gradient=temporal_gradient)
+        shortcut, shortcut_bias = spikes, None
         if self.stride != 1 or channels != self.features:
-            shortcut = conv(channels, self.features, 1, self.stride, name="shortcut")(spikes)
-        xs = conv(channels, self.features, 3, self.stride, name="conv1")(spikes)
-        xs = norm(name="bn2")(xs, train=train)
-        xs = LIF(self.neuron, name="lif2")(xs, temporal_gradient=temporal_gradient)
+            shortcut, shortcut_bias = conv(channels, self.features, 1, self.stride, name="shortcut")(spikes)
+        xs, bias = conv(channels, self.features, 3, self.stride, name="conv1")(spikes)
+        xs = norm(name="bn2")(xs, bias, train=train)
+        xs = LIF(self.neuron, dtype=self.dtype, name="lif2")(xs, temporal_gradient=temporal_gradient)
         xs = Dropout(self.dropout, deterministic=not train)(xs)
-        xs = conv(self.features, self.features, 3, 1, name="conv2")(xs)
-        return xs + shortcut
+        xs, bias = conv(self.features, self.features, 3, 1, name="conv2")(xs)
+        return xs + shortcut, bias if shortcut_bias is None else bias + shortcut_bias
 
 
 class ResNet(nn.Module):
@@ -78,6 +93,8 @@ class ResNet(nn.Module):
     dtype: Any = None
     axis_name: str | None = None
 
+    kernels_in_dtype: ClassVar[bool] = True
+
     @nn.compact
     def __call__(self, xs: jax.Array, *, train: bool, temporal_gradient: bool) -> jax.Array:
         """Logits `[T, B, classes]` of inputs `[T, B, H, W, C]`."""
@@ -86,7 +103,7 @@ class ResNet(nn.Module):
             round(64 * self.width), (3, 3), padding=1, use_bias=False,
             kernel_init=kaiming_fan_out, dtype=self.dtype, name="conv1",
         )  # fmt: skip
-        xs = stem(xs)
+        xs, bias = stem(xs), None
         for stage, blocks in enumerate(self.blocks):
             for i in range(blocks):
                 stride = 2 if stage > 0 and i == 0 else 1
@@ -95,9 +112,9 @@ class ResNet(nn.Module):
                     features, stride, self.neuron, self.dropout, self.dtype, self.axis_name,
                     name=f"layer{stage + 1}_{i}",
                 )  # fmt: skip
-                xs = block(xs, train=train, temporal_gradient=temporal_gradient)
-        xs = StepBatchNorm(axis_name=self.axis_name, name="bn1")(xs, train=train)
-        xs = LIF(self.neuron, name="lif1")(xs, temporal_gradient=temporal_gradient)
+                xs, bias = block(xs, bias, train=train, temporal_gradient=temporal_gradient)
+        xs = StepBatchNorm(axis_name=self.axis_name, name="bn1")(xs, bias, train=train)
+        xs = LIF(self.neuron, dtype=self.dtype, name="lif1")(xs, temporal_gradient=temporal_gradient)
         xs = avg_pool(xs, min(4, *xs.shape[2:4]))
         if xs.shape[2:4] != (1, 1):
             raise ValueError(f"the images are too large: pooling leaves {xs.shape[2:4]} of them, not (1, 1)")
@@ -107,11 +124,11 @@ class ResNet(nn.Module):
 
 
 def _conv(channels, features, window, stride, *, dtype, name):
-    return Conv(
+    return NormedConv(
         features,
         (window, window),
         stride,
-        padding=window // 2,
+        window // 2,
         kernel_init=kaiming_fan_out,
         bias_init=torch_bias(channels * window**2),
         dtype=dtype,

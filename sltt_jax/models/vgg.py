@@ -1,14 +1,23 @@
 """Spiking VGGs with batch normalisation and average pooling, as in the SLTT authors' code."""
 
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sltt_jax.layers import LIF, Conv, Dense, Dropout, StepBatchNorm, at_least_float32, avg_pool, check_input
+from sltt_jax.layers import (
+    LIF,
+    Dense,
+    Dropout,
+    NormedConv,
+    StepBatchNorm,
+    at_least_float32,
+    avg_pool,
+    check_input,
+)
 from sltt_jax.models.initializers import kaiming_fan_out
 from sltt_jax.neurons import Neuron
 
@@ -60,18 +69,24 @@ class VGG(nn.Module):
     dtype: Any = None
     axis_name: str | None = None
 
+    kernels_in_dtype: ClassVar[bool] = True
+
     @nn.compact
     def __call__(self, xs: jax.Array, *, train: bool, temporal_gradient: bool) -> jax.Array:
         """Logits `[T, B, classes]` of inputs `[T, B, H, W, C]`."""
         check_input(xs, "T B H W C")
         if min(xs.shape[2:4]) < 32:
             raise ValueError(f"five poolings need images of at least 32x32 pixels, got shape {xs.shape}")
-        conv = partial(Conv, kernel_size=(3, 3), padding=1, kernel_init=kaiming_fan_out, dtype=self.dtype)
+        conv = partial(
+            NormedConv, kernel_size=(3, 3), padding=1, kernel_init=kaiming_fan_out, dtype=self.dtype
+        )
         for stage, (convs, channels) in enumerate(zip(self.convs, (64, 128, 256, 512, 512), strict=True), 1):
             for i in range(1, convs + 1):
-                xs = conv(round(channels * self.width), name=f"conv{stage}_{i}")(xs)
-                xs = StepBatchNorm(axis_name=self.axis_name, name=f"bn{stage}_{i}")(xs, train=train)
-                xs = LIF(self.neuron, name=f"lif{stage}_{i}")(xs, temporal_gradient=temporal_gradient)
+                xs, bias = conv(round(channels * self.width), name=f"conv{stage}_{i}")(xs)
+                xs = StepBatchNorm(axis_name=self.axis_name, name=f"bn{stage}_{i}")(xs, bias, train=train)
+                xs = LIF(self.neuron, dtype=self.dtype, name=f"lif{stage}_{i}")(
+                    xs, temporal_gradient=temporal_gradient
+                )
                 xs = Dropout(self.dropout, deterministic=not train)(xs)
             xs = avg_pool(xs, 2)
         xs = adaptive_avg_pool(xs, 7)

@@ -26,12 +26,14 @@ class Network(NamedTuple):
         layers recorded, `[C, B]` each.
       start: `start(variables, x) -> state`, the state at rest.
       kept: `kept(state, variables) -> variables` for the next batch, of those of this one.
+      cast: `cast(params) -> params`, the parameters as all the time steps of an update take them.
     """
 
     train: Callable[[jax.Array], Apply]
     evaluate: Apply
     start: Start
     kept: Callable[[PyTree, PyTree], PyTree]
+    cast: Callable[[PyTree], PyTree]
 
 
 def as_network(model: nn.Module | Apply, start: Start | None, kept: Kept | None) -> Network:
@@ -53,6 +55,7 @@ def as_network(model: nn.Module | Apply, start: Start | None, kept: Kept | None)
         evaluate=_without_rates(model),
         start=start,
         kept=lambda state, variables: variables if kept is None else kept(state),
+        cast=lambda params: params,
     )
 
 
@@ -68,6 +71,7 @@ def _of_module(model: nn.Module) -> Network:
         evaluate=evaluate,
         start=lambda variables, x: functional.at_rest(model, variables, x),
         kept=lambda state, variables: {name: state[name] for name in variables},
+        cast=lambda params: functional.cast_kernels(model, params),
     )
 
 

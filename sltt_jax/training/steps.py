@@ -124,7 +124,7 @@ def make_update(
             apply, first = tallied(apply, metrics, state.params, first, inputs, target)
         scale = 1.0 if state.loss_scale is None else state.loss_scale.scale
         (loss, aux), grads = rule.value_and_grad(apply, lambda o, y: scale * step_loss(o, y))(
-            state.params, first, inputs, target, rule_key
+            network.cast(state.params), first, inputs, target, rule_key
         )
         if isinstance(target, PerStep):
             last, (_, tally) = aux.state

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from sltt_jax import functional, losses
+from sltt_jax import bptt, functional, losses
 from sltt_jax.analysis import auto_chunk, chunks
 from sltt_jax.models import MLP, ConvNet
 
@@ -36,7 +36,7 @@ def test_it_is_shorter_where_the_block_would_not_stay_in_the_cache(monkeypatch):
 
 @pytest.mark.slow
 def test_few_weights_and_large_maps_want_a_short_one():
-    assert auto_chunk(*arguments("maps", 12), gigabytes=1) in (1, 2)
+    assert auto_chunk(*arguments("maps", 12), gigabytes=1) in (1, 2, 3)
 
 
 def test_the_memory_given_is_a_bound():
@@ -52,6 +52,36 @@ def test_the_memory_given_is_a_bound():
         auto_chunk(*args, gigabytes=0.99 * taken[1])
     with pytest.raises(ValueError, match="gigabytes must be > 0, got 0"):
         auto_chunk(*args, gigabytes=0)
+
+
+def test_bptt_has_a_chunk_too():
+    """Its own memory is the bound: with a little less than the best one takes it is another."""
+    args = arguments("wide", 6)
+    assert auto_chunk(*args, gigabytes=1, rule=bptt()) == 6
+    traced = chunks.trace_gradient(*args[:2], bptt(6), *args[2:])
+    taken = chunks.temp_bytes(traced.lower().compile()) / 1e9
+    try:
+        assert auto_chunk(*args, gigabytes=0.99 * taken, rule=bptt()) < 6
+    except ValueError as error:
+        assert "bptt(chunk=1) takes" in str(error)
+
+
+def test_by_default_it_is_the_memory_of_the_device(monkeypatch):
+    class Accelerator:
+        platform = "gpu"
+
+        def memory_stats(self):
+            return {"bytes_limit": self.limit}
+
+    device = Accelerator()
+    monkeypatch.setattr(chunks.jax, "local_devices", lambda: [device])
+    monkeypatch.setattr(chunks.jax, "default_backend", lambda: "gpu")
+    args = arguments("maps", 4)
+    device.limit = 10**12
+    assert auto_chunk(*args) == 4  # on an accelerator the longest that fits
+    device.limit = 1000
+    with pytest.raises(ValueError, match=r"more than the 8e-07 GB given"):
+        auto_chunk(*args)
 
 
 def test_one_step_has_one_chunk():

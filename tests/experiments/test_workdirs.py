@@ -157,5 +157,5 @@ def test_a_finished_run_is_reported_again_whatever_became_of_its_files(
 @pytest.mark.slow
 def test_a_chunk_that_was_found_for_another_memory(tmp_path):
     start(tmp_path, chunk="auto")
-    with pytest.raises(ValueError, match=r"gigabytes: 4\.0 in the workdir, 8\.0 now"):
+    with pytest.raises(ValueError, match=r"gigabytes: None in the workdir, 8\.0 now"):
         start(tmp_path, chunk="auto", gigabytes=8.0)
