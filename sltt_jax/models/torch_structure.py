@@ -26,7 +26,7 @@ def differences(given: Shapes, expected: Shapes) -> list[str]:
 
 def _structure(shapes) -> dict[str, str]:
     """Maps what can be told of a network to what is told."""
-    weights = {name: s for name, s in shapes.items() if name.endswith(".weight")}
+    weights = {name: shapes[name] for name in sorted(shapes, key=_in_order) if name.endswith(".weight")}
     convs = {name: s for name, s in weights.items() if len(s) == 4}
     main = {name: s for name, s in convs.items() if not re.search(r"\.(shortcut|downsample)\.", name)}
     dense = [s for s in weights.values() if len(s) == 2]
@@ -52,6 +52,11 @@ def _structure(shapes) -> dict[str, str]:
     if order := _order(shapes, blocks):
         found["order in a block"] = order
     return found
+
+
+def _in_order(name):
+    """Sorts names by their numbers, and what has none, such as a readout, where its name comes."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def _blocks(convs):
