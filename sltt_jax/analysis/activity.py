@@ -16,7 +16,7 @@ import numpy as np
 from sltt_jax.analysis.recording import record
 from sltt_jax.blocks import PyTree
 from sltt_jax.cell_layers import Cells, Recurrent
-from sltt_jax.layers import ScaledWSConv
+from sltt_jax.layers import NormedConv, ScaledWSConv
 
 # Energy of a 32-bit floating point operation in 45 nm CMOS at 0.9 V, in joules (Horowitz, ISSCC 2014): a
 # multiplication takes 3.7 pJ and an addition 0.9 pJ.
@@ -132,7 +132,7 @@ class _Observer:
                 "macs": jnp.full(len(ys), n * n, jnp.float32),
                 "spikes": jnp.all((ys == 0) | (ys == 1), (1, 2)),
             }
-        if isinstance(module, nn.Dense | nn.Conv | ScaledWSConv):
+        if isinstance(module, nn.Dense | nn.Conv | NormedConv | ScaledWSConv):
             # Of half precision xs would count no further than 2048.
             there = (xs != 0).astype(jnp.float32)
             block = lambda value: jnp.broadcast_to(value, xs.shape[:1])
@@ -147,7 +147,7 @@ class _Observer:
         return None
 
 
-def operations(module: nn.Dense | nn.Conv | ScaledWSConv, there: jax.Array) -> jax.Array:
+def operations(module: nn.Dense | nn.Conv | NormedConv | ScaledWSConv, there: jax.Array) -> jax.Array:
     """Counts the weights that the inputs of a layer go through.
 
     Args:

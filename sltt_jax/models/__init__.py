@@ -5,6 +5,7 @@ from sltt_jax.models.mlp import MLP
 from sltt_jax.models.nf_resnet import NFResNet, NFResNet34, NFResNet50, NFResNet101
 from sltt_jax.models.recurrent import RecurrentNet
 from sltt_jax.models.resnet import ResNet, ResNet18, ResNet34
+from sltt_jax.models.spiking_resnet import SpikingResNet, SpikingResNet18, SpikingResNet34
 from sltt_jax.models.vgg import VGG, VGG11, VGG13, VGG16, VGG19
 
 __all__ = [
@@ -23,4 +24,7 @@ __all__ = [
     "ResNet",
     "ResNet18",
     "ResNet34",
+    "SpikingResNet",
+    "SpikingResNet18",
+    "SpikingResNet34",
 ]

@@ -1,13 +1,14 @@
-"""Weights of the SLTT authors' PyTorch code, and back, without PyTorch.
+"""Weights of the SLTT authors' PyTorch code, torchvision and SpikingJelly, and back, without PyTorch.
 
-params, statistics = from_torch(model, read_checkpoint("checkpoint_max.pth"))
+theirs = read_checkpoint("checkpoint_max.pth")
+params, statistics = from_torch(model, theirs)
 state = {**state, **statistics}
-state_dict = to_torch(model, params, state)
+state_dict = to_torch(model, params, state, like=theirs)
 """
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,14 +22,16 @@ from sltt_jax.blocks import PyTree
 from sltt_jax.layers import BATCH_STATS
 from sltt_jax.models.nf_resnet import NFResNet
 from sltt_jax.models.resnet import ResNet
+from sltt_jax.models.spiking_resnet import SpikingResNet
 from sltt_jax.models.torch_file import read_checkpoint
+from sltt_jax.models.torch_structure import differences
 from sltt_jax.models.vgg import VGG
 
 __all__ = ["from_torch", "read_checkpoint", "to_torch", "torch_name"]
 
 _LOG = logging.getLogger(__name__)
 
-Model = ResNet | VGG | NFResNet
+Model = ResNet | VGG | NFResNet | SpikingResNet
 
 
 class _Names(NamedTuple):
@@ -43,6 +46,7 @@ class _Names(NamedTuple):
 _NAMES = {
     ResNet: _Names("conv1", "linear", "relu", "shortcut"),
     NFResNet: _Names("conv1", "fc", "sn", "downsample"),
+    SpikingResNet: _Names("conv1", "fc", "sn", "downsample"),
     VGG: _Names("layer1.0", "classifier.1", "", ""),
 }
 _LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
@@ -55,13 +59,13 @@ def from_torch(model: Model, state_dict: Mapping[str, np.ndarray]) -> tuple[PyTr
     The names are those of the authors' code; what DataParallel, torchvision and spikingjelly call the same
     arrays is understood too. PyTorch's counters of batches are not used and may be missing.
 
-    What a state dict does not hold is taken from the model, and cannot be checked: how it pools (all of ours
-    average, while the VGGs of torchvision and SpikingJelly take the maximum: with their weights the logits
-    are wrong), strides, dropout, and time constants, thresholds and resets of the neurons. One line of the
-    log says so, a warning where the names are those of torchvision and SpikingJelly.
+    What a state dict does not hold is taken from the model, and cannot be checked: how a VGG pools
+    (torchvision's and SpikingJelly's take the maximum, `max_pooling=True`, the authors' the mean), how a
+    SpikingResNet joins spikes (`sew`), strides, dropout, and time constants, thresholds and resets of the
+    neurons. One line of the log says so, a warning where the names are torchvision's and the VGG averages.
 
     Args:
-      model: a ResNet, VGG or NFResNet.
+      model: a ResNet, VGG, NFResNet or SpikingResNet.
       state_dict: arrays by name, in PyTorch's layouts.
 
     Returns:
@@ -69,8 +73,9 @@ def from_torch(model: Model, state_dict: Mapping[str, np.ndarray]) -> tuple[PyTr
       the running statistics (none of an NFResNet) and no membranes.
 
     Raises:
-      TypeError: the authors' code has no such model.
-      ValueError: names are missing or unexpected, or shapes do not fit; the message lists all of them.
+      TypeError: PyTorch code has no such model.
+      ValueError: the state dict is of another structure, and the message says in what it differs; or it is of
+        the same, and the message lists missing names, unexpected ones and wrong shapes.
     """
     known = _names(model)
     given = {name: np.asarray(x) for name, x in state_dict.items() if not name.endswith(_COUNTER)}
@@ -92,34 +97,41 @@ def from_torch(model: Model, state_dict: Mapping[str, np.ndarray]) -> tuple[PyTr
         ],
     }
     if any(wrong.values()):
-        lines = [f"  {what}: {', '.join(found)}" for what, found in wrong.items() if found]
-        raise ValueError("\n".join([f"the state dict does not fit {_describe(model)}", *lines]))
-    foreign = any("features." in name for name in given)
-    _LOG.log(
-        logging.WARNING if foreign else logging.INFO,
-        "a state dict fits %s; what it does not hold is assumed: average pooling, %s, dropout %s",
-        *(_describe(model), model.neuron, getattr(model, "dropout", 0.0)),
-    )
+        shapes = {names[name]: x.shape for name, x in given.items()}
+        lines = differences(shapes, {name: shape for name, (_, shape) in expected.items()})
+        lines = lines or [f"{what}: {', '.join(found)}" for what, found in wrong.items() if found]
+        raise ValueError("\n  ".join([f"the state dict does not fit {_describe(model)}", *lines]))
+    _log_what_is_assumed(model, foreign=any("features." in name for name in given))
     flat = {path: _from_layout(model, path, arrays[name]) for name, (path, _) in expected.items()}
     variables = unflatten_dict({path: np.array(x, order="C") for path, x in flat.items()})
     return variables.pop("params"), variables
 
 
-def to_torch(model: Model, params: PyTree, state: PyTree) -> dict[str, np.ndarray]:
-    """Makes the state dict of a network, in the names and layouts of the authors' code.
+def to_torch(
+    model: Model,
+    params: PyTree,
+    state: PyTree,
+    *,
+    like: Mapping[str, np.ndarray] | Iterable[str] | None = None,
+) -> dict[str, np.ndarray]:
+    """Makes the state dict of a network, in PyTorch's layouts.
 
     `net.load_state_dict({k: torch.from_numpy(x) for k, x in to_torch(...).items()})` takes it strictly.
 
     Args:
-      model: a ResNet, VGG or NFResNet.
+      model: a ResNet, VGG, NFResNet or SpikingResNet.
       params: its parameters, or anything of the same structure and shapes, such as a gradient.
       state: its state, of which the batch statistics are used; without any ({}) there will be none.
+      like: the state dict that the weights were read from, or its names: the result has the same names in the
+        same order, and its counters of batches. None: the names of the code that `torch_name` knows.
 
     Returns:
-      Arrays by name, each with memory of its own. The counters of batches, which neither code uses, are 0.
+      Arrays by name, each with memory of its own. The counters of batches, which no code uses, are those of
+      `like`, or 0.
 
     Raises:
-      TypeError: the authors' code has no such model.
+      TypeError: PyTorch code has no such model.
+      ValueError: `like` has names that the network does not, or the other way round.
     """
     variables = {"params": params, BATCH_STATS: state.get(BATCH_STATS, {})}
     result = {}
@@ -128,26 +140,29 @@ def to_torch(model: Model, params: PyTree, state: PyTree) -> dict[str, np.ndarra
         result[name] = np.array(_to_layout(model, path, np.asarray(x)), order="C")
         if path[-1] == "var":
             result[f"{name.rpartition('.')[0]}.{_COUNTER}"] = np.array(0)
-    return result
+    return result if like is None else _named_like(model, result, like)
 
 
 def torch_name(model: Model, path: Sequence[str]) -> str:
-    """Name of the variable at `path` in the authors' code.
+    """Name of the variable at `path` in the authors' code, or that which has such a model.
 
     `("layer1_0", "conv1", "kernel")` is layer1.0.conv1.weight; a membrane or firing rate has the name of its
     neuron.
 
     Raises:
-      TypeError: the authors' code has no such model.
+      TypeError: PyTorch code has no such model.
     """
     known = _names(model)
     *modules, leaf = path
     if not isinstance(model, VGG):
-        modules = [re.sub(r"^lif(\d)$", rf"{known.neuron}\1", m.replace("_", ".")) for m in modules]
+        modules = [_module_name(known, m) for m in modules]
     elif match := re.fullmatch(r"(conv|bn|lif)(\d)_(\d)", modules[0]):
         # The modules of a stage are convolution, norm, neuron, dropout, convolution, ...
         kind, stage, i = match.groups()
         modules = [f"layer{stage}", str(4 * (int(i) - 1) + ("conv", "bn", "lif").index(kind))]
+    elif match := re.fullmatch(r"hidden(_lif)?_(\d)", modules[0]):
+        # Dense layer, neuron, dropout, dense layer, ...
+        modules = [f"classifier.{3 * (int(match[2]) - 1) + bool(match[1])}"]
     else:
         modules = [known.readout]
     return ".".join(modules if leaf in ("v", "rate") else [*modules, _LEAVES.get(leaf, leaf)])
@@ -155,12 +170,54 @@ def torch_name(model: Model, path: Sequence[str]) -> str:
 
 def _names(model):
     if type(model) not in _NAMES:
-        raise TypeError(f"the authors' code has no {type(model).__name__}; it has ResNet, VGG and NFResNet")
-    return _NAMES[type(model)]
+        known = ", ".join(cls.__name__ for cls in _NAMES)
+        raise TypeError(f"PyTorch code that is known has no {type(model).__name__}; it has {known}")
+    names = _NAMES[type(model)]
+    if isinstance(model, VGG) and model.hidden:
+        names = names._replace(readout=f"classifier.{3 * len(model.hidden)}")
+    return names
+
+
+def _module_name(known, module):
+    if module == "downsample_lif":
+        return f"downsample_{known.neuron}"
+    return re.sub(r"^lif(\d)$", rf"{known.neuron}\1", module.replace("_", "."))
+
+
+def _log_what_is_assumed(model, *, foreign):
+    averages = isinstance(model, VGG) and not model.max_pooling
+    pooling = (f"{'average' if averages else 'maximum'} pooling, ") * isinstance(model, VGG)
+    joined = f"sew={model.sew}, " if isinstance(model, SpikingResNet) else ""
+    _LOG.log(
+        logging.WARNING if foreign and averages else logging.INFO,
+        "a state dict fits %s; what it does not hold is assumed: %s%s, dropout %s",
+        *(_describe(model), pooling + joined, model.neuron, getattr(model, "dropout", 0.0)),
+    )
+
+
+def _named_like(model, arrays, like):
+    """Gives arrays the names of the state dict that their network was read from, in its order."""
+    names = list(like)
+    own = [name for name in names if not name.endswith(_COUNTER)]
+    expected = _expected(model)
+    renamed = _rename(_names(model), own, list(expected))
+    missing, unknown = set(expected) - set(renamed.values()), [n for n in own if renamed[n] not in expected]
+    if missing or unknown:
+        raise ValueError(
+            f"like has not the names of {_describe(model)}: missing {', '.join(sorted(missing)) or 'none'}, "
+            f"unknown {', '.join(unknown) or 'none'}"
+        )
+    result = {}
+    for name in names:
+        if name.endswith(_COUNTER):
+            result[name] = np.array(like[name] if isinstance(like, Mapping) else 0)
+        elif renamed[name] in arrays:  # no statistics without a state
+            result[name] = arrays[renamed[name]]
+    return result
 
 
 def _describe(model):
-    fields = ("blocks", "convs", "bottleneck", "classes", "width")
+    fields = ("blocks", "convs", "bottleneck", "classes", "hidden", "width")
     shown = ", ".join(f"{name}={getattr(model, name)}" for name in fields if hasattr(model, name))
     return f"{type(model).__name__}({shown})"
 
@@ -182,6 +239,11 @@ def _expected(model):
     return expected
 
 
+def _follows_a_map(model, path):
+    """Whether the dense layer of a kernel is given a 7x7 map."""
+    return isinstance(model, VGG) and path[-2] == ("hidden_1" if model.hidden else "classifier")
+
+
 def _to_layout(model, path, x):
     if path[-1] == "gain":
         return x.reshape(-1, 1, 1, 1)
@@ -189,7 +251,7 @@ def _to_layout(model, path, x):
         return x
     if x.ndim == 4:
         return x.transpose(3, 2, 0, 1)
-    if isinstance(model, VGG):
+    if _follows_a_map(model, path):
         # PyTorch flattens the 7x7 map channels first.
         return x.reshape(7, 7, -1, x.shape[-1]).transpose(3, 2, 0, 1).reshape(x.shape[-1], -1)
     return x.T
@@ -202,7 +264,7 @@ def _from_layout(model, path, x):
         return x
     if x.ndim == 4:
         return x.transpose(2, 3, 1, 0)
-    if isinstance(model, VGG):
+    if _follows_a_map(model, path):
         return x.reshape(len(x), -1, 7, 7).transpose(2, 3, 1, 0).reshape(-1, len(x))
     return x.T
 

@@ -1,4 +1,4 @@
-"""Spiking VGGs with batch normalisation and average pooling, as in the SLTT authors' code."""
+"""Spiking VGGs with batch normalisation, as in the SLTT authors' code, and as torchvision's are."""
 
 from functools import partial
 from typing import Any, ClassVar
@@ -17,6 +17,7 @@ from sltt_jax.layers import (
     at_least_float32,
     avg_pool,
     check_input,
+    max_pool,
 )
 from sltt_jax.models.initializers import kaiming_fan_out
 from sltt_jax.neurons import Neuron
@@ -43,16 +44,20 @@ def adaptive_avg_pool(xs: jax.Array, size: int) -> jax.Array:
 
 
 class VGG(nn.Module):
-    """Conv 3x3 - StepBatchNorm - LIF - Dropout, layer by layer, with average pooling and one Dense readout.
+    """Conv 3x3 - StepBatchNorm - LIF - Dropout, layer by layer, with pooling between, and a Dense readout.
 
-    `VGG11`, `VGG13`, `VGG16` and `VGG19` set `convs`. The last map is pooled to 7x7, whatever its size.
+    `VGG11`, `VGG13`, `VGG16` and `VGG19` set `convs`. The last map is averaged to 7x7, whatever its size.
+    `hidden=(4096, 4096), max_pooling=True` makes them SpikingJelly's `spiking_vgg11_bn`, ..., torchvision's
+    `vgg11_bn` with neurons, which drop out nothing before the classifier.
 
     Attributes:
       convs: convolutions before each of the five 2x2 poolings; they have 64, 128, 256, 512, 512 channels.
       classes: units of the readout.
       neuron: the parameters of all neurons; the paper uses `Neuron(tau=1.1)`.
       dropout: share of spikes that are dropped, the same ones at every step.
-      width: multiplies all channels.
+      hidden: units of fully connected layers of neurons before the readout.
+      max_pooling: pool by the maximum between the convolutions, not by the mean.
+      width: multiplies all channels; not the units of `hidden`.
       dtype: of convolutions and matrix products (jnp.bfloat16, jnp.float16); by default that of the inputs
         and parameters. All else is at least float32.
       axis_name: of a `pmap`, for batch statistics over all its devices; None: every device has its own.
@@ -65,6 +70,8 @@ class VGG(nn.Module):
     classes: int = 10
     neuron: Neuron = Neuron()
     dropout: float = 0.0
+    hidden: tuple[int, ...] = ()
+    max_pooling: bool = False
     width: float = 1.0
     dtype: Any = None
     axis_name: str | None = None
@@ -88,11 +95,15 @@ class VGG(nn.Module):
                     xs, temporal_gradient=temporal_gradient
                 )
                 xs = Dropout(self.dropout, deterministic=not train)(xs)
-            xs = avg_pool(xs, 2)
-        xs = adaptive_avg_pool(xs, 7)
-        init = nn.initializers.normal(0.01)
-        readout = Dense(self.classes, kernel_init=init, dtype=self.dtype, name="classifier")
-        return at_least_float32(readout(xs.reshape(*xs.shape[:2], -1)))
+            xs = max_pool(xs, 2) if self.max_pooling else avg_pool(xs, 2)
+        xs = adaptive_avg_pool(at_least_float32(xs), 7)
+        xs = xs.reshape(*xs.shape[:2], -1)
+        dense = partial(Dense, kernel_init=nn.initializers.normal(0.01), dtype=self.dtype)
+        for i, units in enumerate(self.hidden, 1):
+            xs = dense(units, name=f"hidden_{i}")(xs)
+            xs = LIF(self.neuron, name=f"hidden_lif_{i}")(xs, temporal_gradient=temporal_gradient)
+            xs = Dropout(self.dropout, deterministic=not train)(xs)
+        return at_least_float32(dense(self.classes, name="classifier")(xs))
 
 
 VGG11 = partial(VGG, convs=(1, 1, 2, 2, 2))

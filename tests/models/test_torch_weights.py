@@ -1,5 +1,6 @@
 """Weights from PyTorch and back, and files by the real torch."""
 
+import dataclasses
 import logging
 import re
 from functools import partial
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from sltt_jax import functional, losses, rules
-from sltt_jax.models import MLP, VGG, NFResNet, ResNet
+from sltt_jax.models import MLP, VGG, NFResNet, ResNet, SpikingResNet
 from sltt_jax.models.torch_weights import from_torch, read_checkpoint, to_torch
 from sltt_jax.neurons import Neuron
 
@@ -221,6 +222,10 @@ def test_other_names_of_the_same_arrays(caplog):
     with caplog.at_level(logging.INFO):
         chex.assert_trees_all_equal(from_torch(model, renamed), random_variables("vgg"))
         from_torch(model, state_dict("vgg"))
+        assert "maximum pooling" not in caplog.text
+        theirs = dataclasses.replace(model, max_pooling=True)
+        from_torch(theirs, renamed)
+    assert "assumed: maximum pooling" in caplog.records.pop().message
     # Theirs take maxima, which no state dict tells; the authors' take means.
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
     assert all(
@@ -229,30 +234,132 @@ def test_other_names_of_the_same_arrays(caplog):
     )
 
 
+@every_model
+def test_names_and_order_of_the_source(name):
+    """Of DataParallel and others, in any order; from names alone, the counters are 0."""
+    model, _ = model_and_input(name)
+    source = {f"module.{key}": x for key, x in reversed(state_dict(name).items())}
+    if name == "resnet":
+        source = {
+            key.replace("linear", "fc").replace("shortcut", "downsample.0"): x for key, x in source.items()
+        }
+    source |= {key: np.array(12) for key in source if "num_batches" in key}
+    params, state = from_torch(model, source)
+    for like, counter in ((source, 12), (list(source), 0), ((key for key in source), 0)):
+        back = to_torch(model, params, state, like=like)
+        assert list(back) == list(source)
+        for key, x in source.items():
+            expected = np.array(counter) if "num_batches" in key else x
+            np.testing.assert_array_equal(back[key], expected, strict=True)
+    gradient = to_torch(model, params, {}, like=[key for key in source if "num_batches" not in key])
+    assert list(gradient) == [key for key in source if "num_batches" not in key and "running" not in key]
+
+
+def test_names_that_are_not_of_the_network_are_refused():
+    (model, _), variables = model_and_input("resnet"), random_variables("resnet")
+    names = [key for key in state_dict() if key != "linear.bias"]
+    with pytest.raises(ValueError, match=r"names of ResNet\(.*\): missing linear.bias, unknown head.bias$"):
+        to_torch(model, *variables, like=[*names, "head.bias"])
+
+
+@pytest.mark.slow
+@every_model
+def test_torch_loads_what_goes_back_into_the_source(name, tmp_path):
+    """A checkpoint through DataParallel, read, written and loaded: every tensor, counters too."""
+    net = torch_net(name)
+    import torch
+
+    wrapped = torch.nn.Module()
+    wrapped.module = net
+    for x in (source := wrapped.state_dict()).values():
+        x.copy_(torch.rand(x.shape) if x.is_floating_point() else torch.tensor(41))
+    torch.save({"state_dict": source, "epoch": 3}, tmp_path / "x.pth")
+    theirs, (model, _) = read_checkpoint(tmp_path / "x.pth"), model_and_input(name)
+    ours = to_torch(model, *from_torch(model, theirs), like=theirs)
+    torch.save({key: torch.from_numpy(x) for key, x in ours.items()}, tmp_path / "y.pth")
+    loaded = torch.load(tmp_path / "y.pth", weights_only=True)
+    assert list(loaded) == list(source)
+    for key, x in source.items():
+        assert x.dtype == loaded[key].dtype and x.shape == loaded[key].shape and torch.equal(x, loaded[key])
+    assert any("num_batches" in key and x == 41 for key, x in loaded.items()) or name.startswith("nf")
+    wrapped.load_state_dict(loaded, strict=True)
+
+
+def refusal(model, arrays):
+    with pytest.raises(ValueError) as error:
+        from_torch(model, arrays)
+    first, *lines = str(error.value).splitlines()
+    return first, [line.removeprefix("  ") for line in lines]
+
+
 def test_three_readouts_are_not_one():
     arrays = state_dict("vgg")
     weight, bias = arrays.pop("classifier.1.weight"), arrays.pop("classifier.1.bias")
     arrays |= {"classifier.0.weight": weight, "classifier.0.bias": bias, "classifier.3.weight": weight}
-    with pytest.raises(ValueError, match=r"fit VGG\(.*\)\n  unexpected: classifier.3.weight$"):
-        from_torch(model_and_input("vgg")[0], arrays)
+    first, lines = refusal(model_and_input("vgg")[0], arrays)
+    assert first.startswith("the state dict does not fit VGG(")
+    assert lines == ["fully connected layers: 1568 to 5, 1568 to 5, not 1568 to 5"]
+
+
+def spiking(cls, **fields):
+    """A state dict of a small network of torchvision's and SpikingJelly's kind."""
+    model = cls(classes=5, width=1 / 16, **fields)
+    x = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    variables = jax.eval_shape(partial(functional.init, model), jax.random.key(0), x)
+    zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), variables)
+    return to_torch(model, *zeros)
+
+
+def test_what_differs_in_structure_is_said():
+    resnet, vgg = model_and_input("resnet")[0], model_and_input("vgg")[0]
+    post = spiking(SpikingResNet, blocks=(2, 1))
+    _, lines = refusal(resnet, {key: x for key, x in post.items() if "num_batches" not in key})
+    assert lines == [
+        "first convolution: 7x7 to 4 channels, not 3x3 to 4 channels",
+        "biases of the convolutions: no, not yes",
+        "shortcuts that change the shape: a convolution and a normalisation, not a convolution",
+        "order in a block: convolve first, not normalise first",
+    ]
+    _, lines = refusal(vgg, post)
+    assert "layers: in residual blocks, not one after the other" in lines
+    _, lines = refusal(SpikingResNet(blocks=(2, 2), classes=5, width=1 / 16), post)
+    assert lines == ["blocks of each stage: 2, 1, not 2, 2"]
+    # A bottleneck block has a third convolution.
+    bottleneck = {
+        **post,
+        **{f"layer1.{i}.conv3.weight": np.zeros((16, 4, 1, 1)) for i in range(2)},
+        "layer2.0.conv3.weight": np.zeros((32, 8, 1, 1)),
+    }
+    _, lines = refusal(SpikingResNet(blocks=(2, 1), classes=5, width=1 / 16), bottleneck)
+    assert lines == ["channels of each stage: 16, 32, not 4, 8", "convolutions of a block: 3, not 2"]
+    # torchvision's VGG without normalisation.
+    bare = {key: x for key, x in spiking(VGG, convs=(1, 2, 1, 1, 1)).items() if x.ndim != 1 or "bias" in key}
+    bare = {key: x for key, x in bare.items() if "num_batches" not in key}
+    assert "normalisation: none, not of batches" in refusal(vgg, bare)[1]
+    _, lines = refusal(VGG((1, 2, 1, 1, 1), 5, hidden=(16,), width=1 / 16), state_dict("vgg"))
+    assert lines == ["fully connected layers: 1568 to 5, not 1568 to 16, 16 to 5"]
+
+
+def test_layers_are_told_in_the_order_of_their_numbers():
+    """A state dict may be sorted by name, where 11 stands before 4."""
+    arrays = dict(sorted(spiking(VGG, convs=(1, 2, 1, 1, 1), hidden=(16,)).items(), reverse=True))
+    _, lines = refusal(VGG((1, 2, 1, 1, 2), 5, hidden=(16,), width=1 / 16), arrays)
+    assert lines == ["channels of the convolutions: 4, 8, 8, 16, 32, 32, not 4, 8, 8, 16, 32, 32, 32"]
 
 
 def test_all_that_does_not_fit_is_listed():
+    """Where the structure is the same."""
     arrays = state_dict()
     del arrays["bn1.running_var"], arrays["layer1.0.conv2.bias"]
-    arrays["layer2.0.downsample.1.weight"] = arrays["extra"] = np.zeros(3)
-    arrays["linear.weight"] = np.zeros((7, 8))
+    arrays["extra"] = np.zeros(3)
     arrays["layer1.1.bn2.weight"] = np.zeros(5)
-    with pytest.raises(ValueError) as error:
-        from_torch(model_and_input("resnet")[0], arrays)
-    first, *lines = str(error.value).splitlines()
+    first, lines = refusal(model_and_input("resnet")[0], arrays)
     assert first == "the state dict does not fit ResNet(blocks=(2, 1), classes=5, width=0.0625)"
-    listed = {what: set(found.split(", ")) for what, found in (line.split(": ", 1) for line in lines)}
-    assert listed["  missing"] == {"bn1.running_var", "layer1.0.conv2.bias"}
-    assert listed["  unexpected"] == {"layer2.0.downsample.1.weight", "extra"}
-    assert (
-        lines[2] == "  misshapen: layer1.1.bn2.weight is (5,), not (4,), linear.weight is (7, 8), not (5, 8)"
-    )
+    assert lines == [
+        "missing: layer1.0.conv2.bias, bn1.running_var",
+        "unexpected: extra",
+        "misshapen: layer1.1.bn2.weight is (5,), not (4,)",
+    ]
 
 
 def test_counters_may_be_missing():
