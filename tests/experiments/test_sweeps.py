@@ -152,7 +152,7 @@ def test_variants_and_table_of_k_tradeoff(untrained, monkeypatch, tmp_path, caps
 
 
 def test_variants_and_table_of_ablation(untrained, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(ablation, "cosine", lambda run: run.tau / 10)
+    monkeypatch.setattr(ablation, "cosine_with_bptt", lambda run: run.tau / 10)
     args = ("--surrogates", "triangle", "atan", "--taus", 2, "--steps", 2, 3, "--seeds", 1)
     assert call(ablation, monkeypatch, *QUICK, *args, "--workdir", tmp_path) == 0
     found = [(run.surrogate, run.tau, run.T, run.rule) for run in untrained]
