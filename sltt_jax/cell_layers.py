@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sltt_jax.bits import InBits
 from sltt_jax.blocks import at_least_float32
 from sltt_jax.cell_blocks import Step, over_time, recurrent
 from sltt_jax.cells import alif_step, li_step, synaptic_step
@@ -80,6 +81,10 @@ class Cells(nn.Module, kw_only=True):
         """
         dtype, xs = xs.dtype, at_least_float32(xs)
         step, state, parameters = self.step, self.state, self.parameters(xs)
+        # What is computed again from bits is not worth its place in memory.
+        stores = self.dtype is not None and not isinstance(temporal_gradient, InBits)
+        if stores:
+            parameters = tuple(_deriving_in(self.dtype, p) for p in parameters)
         if lateral is not None:
             step, state, parameters = recurrent(step), (state, "y"), (lateral.astype(xs.dtype), *parameters)
         rest = {name: jnp.zeros((), xs.dtype) for name in jax.tree.leaves(state)}
@@ -96,7 +101,8 @@ class Cells(nn.Module, kw_only=True):
                 self.sow(FIRING_RATE, "rate", rate, init_fn=lambda: rate, reduce_fn=lambda _, new: new)
         if not self.spikes:
             return ys
-        return ys.astype(dtype) if self.dtype is None else stored(ys.astype(self.dtype))
+        ys = ys.astype(self.dtype or dtype)
+        return stored(ys) if stores else ys
 
 
 class LIF(Cells):
@@ -207,7 +213,11 @@ class Recurrent(nn.Module):
 
 
 def _neuron(layer, xs):
-    neuron = dataclasses.replace(layer.neuron, tau=layer.time_constant(xs, layer.neuron.tau))
-    if layer.dtype is None or not isinstance(neuron.surrogate, Surrogate):
-        return neuron
-    return dataclasses.replace(neuron, surrogate=dataclasses.replace(neuron.surrogate, dtype=layer.dtype))
+    return dataclasses.replace(layer.neuron, tau=layer.time_constant(xs, layer.neuron.tau))
+
+
+def _deriving_in(dtype, parameter):
+    """Returns a parameter of a cell; of neurons those whose surrogate derivative is kept in `dtype`."""
+    if not isinstance(parameter, Neuron) or not isinstance(parameter.surrogate, Surrogate):
+        return parameter
+    return dataclasses.replace(parameter, surrogate=dataclasses.replace(parameter.surrogate, dtype=dtype))
