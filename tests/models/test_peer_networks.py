@@ -12,7 +12,7 @@ import pytest
 
 from sltt_jax import functional, losses, rules, surrogate
 from sltt_jax.models import VGG, VGG11, SpikingResNet, SpikingResNet18, SpikingResNet34
-from sltt_jax.models.torch_weights import from_torch, to_torch
+from sltt_jax.models.torch_weights import from_torch, to_torch, torch_name
 from sltt_jax.neurons import Neuron
 from tests.common.peer_networks import (
     BLOCKS,
@@ -159,3 +159,20 @@ def test_weights_return_under_the_names_and_in_the_order_they_had(name):
     assert list(back) == list(state_dict)
     for key, x in state_dict.items():
         np.testing.assert_array_equal(back[key], x, strict=True)
+
+
+def test_membranes_have_the_names_of_their_neurons():
+    model = SpikingResNet18()
+    paths = {
+        ("lif1", "v"): "sn1",
+        ("layer2_0", "lif2", "v"): "layer2.0.sn2",
+        ("layer2_0", "downsample_lif", "v"): "layer2.0.downsample_sn",
+        ("layer2_0", "downsample_1", "scale"): "layer2.0.downsample.1.weight",
+    }
+    assert {path: torch_name(model, path) for path in paths} == paths
+    assert torch_name(WHOLE["spiking_vgg11_bn"], ("hidden_lif_2", "v")) == "classifier.4"
+
+
+def test_an_unknown_way_to_join_spikes_is_refused():
+    with pytest.raises(ValueError, match="sew must be one of add, and, iand or None, got 'ADD'"):
+        SpikingResNet18(sew="ADD")
