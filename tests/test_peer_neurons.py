@@ -117,6 +117,7 @@ def test_the_table_has_every_recorded_package_and_its_version():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # norse has functions compiled by torch.jit
 @pytest.mark.parametrize("package", PACKAGES)
 def test_what_is_recorded_is_what_the_package_does(package):
     reason = f"{package} is not installed: the extra peers has spikingjelly and snnTorch, norse is on its own"

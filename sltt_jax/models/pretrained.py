@@ -11,7 +11,7 @@ import io
 import os
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -117,9 +117,10 @@ def write_weights(path: str | os.PathLike, params: PyTree, statistics: PyTree) -
     Returns:
       The SHA-256 of the file, in hexadecimal; the same arrays always have the same.
     """
-    flat = flatten_dict({"params": params, "statistics": statistics}, sep="/")
+    flat: Any = flatten_dict({"params": params, "statistics": statistics}, sep="/")
     file = io.BytesIO()
-    np.savez(file, **{name: np.asarray(x) for name, x in flat.items()})
+    arrays: Any = {name: np.asarray(x) for name, x in flat.items()}
+    np.savez(file, **arrays)
     Path(path).write_bytes(file.getvalue())
     return hashlib.sha256(file.getvalue()).hexdigest()
 

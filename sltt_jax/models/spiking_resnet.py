@@ -104,7 +104,8 @@ class SpikingResNet(nn.Module):
         xs = StepBatchNorm(axis_name=self.axis_name, name="bn1")(xs, train=train)
         xs = LIF(self.neuron, name="lif1")(xs, temporal_gradient=temporal_gradient)
         # The window is one image of the batch wide: Linen takes no padding beside two axes of samples.
-        xs = nn.max_pool(xs, (1, 3, 3), (1, 2, 2), ((0, 0), (1, 1), (1, 1)))
+        padding: Any = ((0, 0), (1, 1), (1, 1))
+        xs = nn.max_pool(xs, (1, 3, 3), (1, 2, 2), padding)
         for stage, blocks in enumerate(self.blocks):
             for i in range(blocks):
                 stride = 2 if stage > 0 and i == 0 else 1

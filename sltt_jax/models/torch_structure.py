@@ -40,10 +40,12 @@ def _structure(shapes) -> dict[str, str]:
     if not blocks:
         found["channels of the convolutions"] = ", ".join(str(s[0]) for s in main.values())
         return found
-    stages = sorted({stage for stage, _ in blocks})
-    found["blocks of each stage"] = ", ".join(str(sum(s == stage for s, _ in blocks)) for stage in stages)
-    found["channels of each stage"] = ", ".join(str(blocks[stage, 0][-1][0]) for stage in stages)
-    found["convolutions of a block"] = str(len(blocks[stages[0], 0]))
+    stages = {}
+    for (stage, _), block in blocks.items():
+        stages.setdefault(stage, []).append(block)
+    found["blocks of each stage"] = ", ".join(str(len(stage)) for stage in stages.values())
+    found["channels of each stage"] = ", ".join(str(stage[0][-1][0]) for stage in stages.values())
+    found["convolutions of a block"] = str(max(map(len, blocks.values())))
     shortcuts = [name for name in convs if name not in main]
     found["biases of the convolutions"] = "yes" if any(_bias(name) in shapes for name in main) else "no"
     if shortcuts:

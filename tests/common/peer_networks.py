@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 T, BATCH, CLASSES = 3, 3, 5
-BLOCKS, CONVS, HIDDEN = (1, 2, 1, 1), (1, 1, 2, 1, 1), (12, 10)
+BLOCKS, CONVS, HIDDEN = (1, 1, 1, 1), (1, 1, 2, 1, 1), (12, 10)
 SIZES = {"vgg": 64, "resnet": 48}
 NETWORKS = "spiking_vgg", "spiking_resnet", "sew_resnet ADD", "sew_resnet AND", "sew_resnet IAND"
 
@@ -59,8 +59,29 @@ def record() -> dict:
         stub = types.ModuleType("torchvision._internally_replaced_utils")
         stub.load_state_dict_from_url = None
         sys.modules |= {"torchvision": types.ModuleType("torchvision"), stub.__name__: stub}
-    networks = {name: _run(name, _network(name)) for name in NETWORKS}
-    return {"spikingjelly": version("spikingjelly"), "torch": version("torch"), "networks": networks}
+    return {
+        "spikingjelly": version("spikingjelly"),
+        "torch": version("torch"),
+        "networks": {name: _run(name, _network(name)) for name in NETWORKS},
+        "whole": _whole(),
+    }
+
+
+def _whole():
+    """Names and shapes of the whole networks, without their memory."""
+    import torch
+    from spikingjelly.activation_based import neuron
+    from spikingjelly.activation_based.model import sew_resnet, spiking_resnet, spiking_vgg
+
+    lif = {"spiking_neuron": neuron.LIFNode}
+    with torch.device("meta"):
+        networks = {
+            "spiking_resnet18": spiking_resnet.spiking_resnet18(**lif),
+            "spiking_resnet34": spiking_resnet.spiking_resnet34(**lif),
+            "sew_resnet18": sew_resnet.sew_resnet18(cnf="ADD", **lif),
+            "spiking_vgg11_bn": spiking_vgg.spiking_vgg11_bn(**lif),
+        }
+    return {name: {k: tuple(x.shape) for k, x in net.state_dict().items()} for name, net in networks.items()}
 
 
 def _network(name):

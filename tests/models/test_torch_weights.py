@@ -362,6 +362,18 @@ def test_all_that_does_not_fit_is_listed():
     ]
 
 
+@every_model
+def test_state_dicts_of_no_sense_are_refused(name):
+    """Whatever is missing or misshapen in them."""
+    model, whole = model_and_input(name)[0], state_dict(name)
+    rng = np.random.default_rng(0)
+    for _ in range(15):
+        kept = {key: x for key, x in whole.items() if rng.random() < 0.5}
+        kept |= {key: np.zeros(rng.integers(0, 3, rng.integers(0, 5))) for key in kept if rng.random() < 0.2}
+        first, lines = refusal(model, kept)
+        assert first.startswith(f"the state dict does not fit {type(model).__name__}(") and lines
+
+
 def test_counters_may_be_missing():
     arrays = {k: x for k, x in state_dict().items() if "num_batches" not in k}
     assert len(arrays) < len(state_dict())
