@@ -61,6 +61,7 @@ def apply(p, state, xs, *, temporal_gradient):
     return xs, [a, b, c]
 
 
+@pytest.mark.slow
 def test_recurrent_adaptive_cells_and_one_of_ones_own():
     def under(rule):
         f = jax.jit(rule.value_and_grad(apply, squared_error))

@@ -63,6 +63,7 @@ class TwoInputs(nn.Module):
         return Dense(3)(LIF()(both, temporal_gradient=temporal_gradient))
 
 
+@pytest.mark.slow
 def test_inputs_of_a_linen_network_that_are_a_dict():
     xs = {"image": jnp.ones((T, 4, 5)), "counts": jnp.ones((T, 4, 6), jnp.uint8)}
     params, state = functional.init(TwoInputs(), jax.random.key(0), jax.tree.map(lambda x: x[0], xs))

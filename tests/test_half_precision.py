@@ -72,6 +72,7 @@ def test_average_pooling_in_half_precision():
     assert pooled.dtype == jnp.float32 and pooled.item() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [sltt(2), bptt()], ids=str)
 def test_kernels_may_be_cast_before_the_first_step(rule):
     """Gradients are the same numbers, in float32."""

@@ -144,6 +144,7 @@ def test_parts_of_steps_and_agreement():
     assert found["all"].overall.relative_error < 1e-12 < 1e-2 < found["sltt"].overall.relative_error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "tolerance"), [(sltt(), 0), pytest.param(sltt(2), 0.12, marks=pytest.mark.slow)], ids=str
 )

@@ -54,18 +54,22 @@ def test_the_memory_given_is_a_bound():
         auto_chunk(*args, gigabytes=0)
 
 
+@pytest.mark.slow
 def test_bptt_has_a_chunk_too():
-    """Its own memory is the bound: with a little less than the best one takes it is another."""
-    args = arguments("wide", 6)
+    """Its own memory is the bound: the longest chunk that fits is taken, which the memory of each one tells."""
+    args, taken = arguments("wide", 6), {}
+    for c in (1, 2, 3, 6):
+        traced = chunks.trace_gradient(*args[:2], bptt(c), *args[2:])
+        taken[c] = chunks.temp_bytes(traced.lower().compile()) / 1e9
     assert auto_chunk(*args, gigabytes=1, rule=bptt()) == 6
-    traced = chunks.trace_gradient(*args[:2], bptt(6), *args[2:])
-    taken = chunks.temp_bytes(traced.lower().compile()) / 1e9
-    try:
-        assert auto_chunk(*args, gigabytes=0.99 * taken, rule=bptt()) < 6
-    except ValueError as error:
-        assert "bptt(chunk=1) takes" in str(error)
+    for limit in taken.values():
+        longest = max(c for c, gigabytes in taken.items() if gigabytes <= limit)
+        assert auto_chunk(*args, gigabytes=limit, rule=bptt()) == longest, taken
+    with pytest.raises(ValueError, match=r"bptt\(chunk=1\) takes .* GB of temporaries, more than the"):
+        auto_chunk(*args, gigabytes=0.99 * min(taken.values()), rule=bptt())
 
 
+@pytest.mark.slow
 def test_by_default_it_is_the_memory_of_the_device(monkeypatch):
     class Accelerator:
         platform = "gpu"

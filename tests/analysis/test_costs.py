@@ -69,6 +69,7 @@ def test_memory_of_sltt_is_flat_in_time(name, rule, static):
     assert at[4] > 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp", pytest.param("convnet", marks=pytest.mark.slow)])
 def test_memory_of_bptt_grows_at_least_linearly(name):
     at = {T: temp_bytes(name, bptt(), T) for T in (4, 8, 64)}
@@ -147,6 +148,7 @@ def test_flops_of_a_dense_network_by_hand():
         assert flops(traced, backward_share=k / T) == pytest.approx(forward + backward * k / T, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_flops_of_sltt_k_fall_with_k():
     T = 8
     count = {k: flops(trace("convnet", sltt_k(k), T), backward_share=k / T) for k in (1, 2, 4, 8)}

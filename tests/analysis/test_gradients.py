@@ -76,6 +76,7 @@ class TestTwoSteps:
         np.testing.assert_allclose(r.layers["readout"].cosine, [np.nan, 1], rtol=1e-6)
         np.testing.assert_allclose(r.layers["readout"].norm, [0, 0.75], rtol=1e-6)
 
+    @pytest.mark.slow
     def test_error_signals(self):
         """delta = (-0.125, 1.3125) under SLTT; under BPTT delta[0] is 0.3671875."""
 

@@ -93,6 +93,7 @@ def test_flat_memory_passes(rule):
     assert_memory_flat(apply, LOSS, rule, *args)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [bptt(4), pytest.param(bptt(remat=True), marks=pytest.mark.slow)], ids=str)
 def test_growing_memory_is_found(rule):
     apply, *args = mlp_of(8)

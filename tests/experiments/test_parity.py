@@ -171,14 +171,15 @@ def altered(**changes):
     return case
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
         {"tau": 1.2},
-        pytest.param({"seed": 33}, marks=pytest.mark.slow),
-        pytest.param({"neuron": {"v_threshold": 1.001}}, marks=pytest.mark.slow),
+        {"seed": 33},
+        {"neuron": {"v_threshold": 1.001}},
         {"neuron": {"v_reset": 0.0}},
-        pytest.param({"neuron": {"decay_input": True}}, marks=pytest.mark.slow),
+        {"neuron": {"decay_input": True}},
     ],
     ids=str,
 )
@@ -187,13 +188,18 @@ def test_another_forward_pass_fails(changes, x64):
     assert {"logits", "firing_rates"} == quantities(parity.failures(found))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "changes", "failed"),
     [
         ("sltt", {"surrogate": "rectangle"}, {"gradient"}),
-        pytest.param("bptt", {"neuron": {"detach_reset": True}}, {"gradient"}, marks=pytest.mark.slow),
+        "bptt",
+        {"neuron": {"detach_reset": True}},
+        {"gradient"},
         ("sltt_k", {"k_steps": [0, 2]}, {"loss", "gradient"}),
-        pytest.param("sltt", {"mse_target": "ones"}, {"loss", "gradient"}, marks=pytest.mark.slow),
+        "sltt",
+        {"mse_target": "ones"},
+        {"loss", "gradient"},
     ],
     ids=lambda x: str(sorted(x) if isinstance(x, set) else x),
 )

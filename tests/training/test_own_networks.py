@@ -33,6 +33,7 @@ def start():
     return training.init_state(MODEL, OPTIMIZER, FRAMES, jax.random.key(0), jnp.asarray(X))
 
 
+@pytest.mark.slow
 def test_a_function_is_trained_and_evaluated_as_the_module_that_it_is():
     update = lambda model, **how: jax.jit(
         training.make_update(model, sltt(2), losses.cross_entropy, OPTIMIZER, FRAMES, **how)
@@ -56,6 +57,7 @@ def normalised(params, state, xs, *, temporal_gradient):
     return spikes @ params["readout"], (v, kept)
 
 
+@pytest.mark.slow
 def test_what_a_function_keeps_goes_on_and_is_averaged_over_devices():
     params = {"w": RNG.normal(size=(6, 12)), "readout": RNG.normal(size=(12, 3))}
     params = jax.tree.map(np.float32, params)

@@ -111,6 +111,7 @@ def test_evaluation_on_four_devices_is_that_on_one():
     chex.assert_trees_all_close(four, one, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_weights_of_samples():
     """One of 0 is as if the sample were not there, and an update does not see how large they all are."""
     x, y = samples()
