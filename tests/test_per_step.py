@@ -145,9 +145,7 @@ def test_parts_of_steps_and_agreement():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("rule", "tolerance"), [(sltt(), 0), pytest.param(sltt(2), 0.12, marks=pytest.mark.slow)], ids=str
-)
+@pytest.mark.parametrize(("rule", "tolerance"), [(sltt(), 0), (sltt(2), 0.12)], ids=str)
 def test_memory_is_flat(rule, tolerance):
     """But for the numbers of the blocks, 8 bytes each, which are many beside so small a network."""
     n = net("two_matrices")

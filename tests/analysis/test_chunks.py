@@ -56,7 +56,7 @@ def test_the_memory_given_is_a_bound():
 
 @pytest.mark.slow
 def test_bptt_has_a_chunk_too():
-    """Its own memory is the bound: the longest chunk that fits is taken, which the memory of each one tells."""
+    """Its own memory is the bound: the longest chunk that fits is taken."""
     args, taken = arguments("wide", 6), {}
     for c in (1, 2, 3, 6):
         traced = chunks.trace_gradient(*args[:2], bptt(c), *args[2:])

@@ -70,7 +70,7 @@ def test_memory_of_sltt_is_flat_in_time(name, rule, static):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mlp", pytest.param("convnet", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["mlp", "convnet"])
 def test_memory_of_bptt_grows_at_least_linearly(name):
     at = {T: temp_bytes(name, bptt(), T) for T in (4, 8, 64)}
     assert (at[64] - at[8]) / (64 - 8) >= 0.95 * (at[8] - at[4]) / (8 - 4) > 1000, at
@@ -82,11 +82,11 @@ def test_memory_of_bptt_grows_at_least_linearly(name):
     ("name", "rule", "static"),
     [
         either("mlp", tbptt(4), static=True),
-        either("convnet", tbptt(4), static=True, marks=pytest.mark.slow),
+        either("convnet", tbptt(4), static=True),
         # 8 and 64 steps leave a shorter block at the end.
-        either("convnet", sltt(chunk=3), static=False, marks=pytest.mark.slow),
+        either("convnet", sltt(chunk=3), static=False),
         *(
-            either("convnet", rule, static=static, marks=pytest.mark.slow)
+            either("convnet", rule, static=static)
             for rule, static in (
                 (sltt(chunk=3), True), (sltt(chunk=4), True), (sltt(chunk=4), False), (tbptt(4), False)
             )

@@ -152,7 +152,7 @@ class TestCompare:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["two_matrices", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mlp", "convnet"))],
+    ["two_matrices", "mlp", "convnet"],
 )
 def test_steps_add_up_to_the_gradient(name, x64):
     """For every rule, and each against BPTT: what is the same and what is not."""
@@ -190,9 +190,7 @@ def test_error_signals_are_the_gradients_of_the_biases(x64):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "build", [agree.agreement, pytest.param(agree.step_agreement, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("build", [agree.agreement, agree.step_agreement])
 def test_a_repeated_input(x64, build):
     n = nets.net("two_matrices")
     x = n.inputs[0]

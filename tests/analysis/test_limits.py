@@ -94,7 +94,7 @@ def test_flat_memory_passes(rule):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", [bptt(4), pytest.param(bptt(remat=True), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("rule", [bptt(4), bptt(remat=True)], ids=str)
 def test_growing_memory_is_found(rule):
     apply, *args = mlp_of(8)
     with pytest.raises(

@@ -193,13 +193,9 @@ def test_another_forward_pass_fails(changes, x64):
     ("rule", "changes", "failed"),
     [
         ("sltt", {"surrogate": "rectangle"}, {"gradient"}),
-        "bptt",
-        {"neuron": {"detach_reset": True}},
-        {"gradient"},
+        ("bptt", {"neuron": {"detach_reset": True}}, {"gradient"}),
         ("sltt_k", {"k_steps": [0, 2]}, {"loss", "gradient"}),
-        "sltt",
-        {"mse_target": "ones"},
-        {"loss", "gradient"},
+        ("sltt", {"mse_target": "ones"}, {"loss", "gradient"}),
     ],
     ids=lambda x: str(sorted(x) if isinstance(x, set) else x),
 )
