@@ -1,32 +1,24 @@
 import re
 from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
 
 from tests.common.documents import blocks
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = blocks(README)
-CODE = [block.text for block in BLOCKS if block.language == "python"]
 
 
-@pytest.mark.parametrize("code", CODE, ids=range(len(CODE)))
-def test_code_of_the_readme_runs(code, capsys):
-    names = {}
-    exec(code, names)
+def test_code_of_the_readme_runs(capsys):
+    """What it prints stands in the README; memory may differ a little between compilers."""
+    (code,) = (block.text for block in BLOCKS if block.language == "python")
+    exec(code, {})
     printed = capsys.readouterr().out
-    if printed:
-        # What it prints stands in the README; memory may differ a little between compilers.
-        shown = next(block.text for block in BLOCKS if not block.language and block.text.startswith("bptt"))
-        numbers = re.compile(r"[\d.]+(?= MiB)")
-        assert numbers.sub("", printed) == numbers.sub("", shown)
-        for got, said in zip(numbers.findall(printed), numbers.findall(shown), strict=True):
-            assert float(got) == pytest.approx(float(said), rel=0.25, abs=0.011)
-    else:
-        assert np.isfinite(names["loss"])
-        assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(names["grads"]))
+    shown = next(block.text for block in BLOCKS if not block.language and block.text.startswith("bptt"))
+    numbers = re.compile(r"[\d.]+(?= MiB)")
+    assert numbers.sub("", printed) == numbers.sub("", shown)
+    for got, said in zip(numbers.findall(printed), numbers.findall(shown), strict=True):
+        assert float(got) == pytest.approx(float(said), rel=0.25, abs=0.011)
 
 
 def test_files_of_the_readme_exist():
