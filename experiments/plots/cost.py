@@ -9,8 +9,8 @@ from plots.style import save
 
 def plot_memory(rows: dict[str, list[dict]], path: Path, *, title: str):
     """Memory of an update against the number of time steps, a line for every rule."""
-    label = "memory of one update (MiB)"
-    _plot_over_time(rows, path, lambda row: row["total_bytes"] / 2**20, label, title)
+    label = "temporaries of one update (MiB)"
+    _plot_over_time(rows, path, lambda row: row["temp_bytes"] / 2**20, label, title)
 
 
 def plot_time(rows: dict[str, list[dict]], path: Path, *, title: str):
@@ -20,10 +20,10 @@ def plot_time(rows: dict[str, list[dict]], path: Path, *, title: str):
 
 def _plot_over_time(rows, path, value, label, title):
     figure, axes = plt.subplots(figsize=(6.2, 3.8), layout="constrained")
-    for name, points in rows.items():
-        # Dashes, where rules lie on each other.
-        style = "o--" if name.startswith("sltt_k") else "o-"
-        axes.plot([p["T"] for p in points], [value(p) for p in points], style, label=name)
+    for i, (name, points) in enumerate(rows.items()):
+        # Ever thinner lines and smaller marks, so that rules that lie on each other all show.
+        style = {"lw": max(5 - i, 1), "marker": "osD^v"[i % 5], "ms": max(11 - 2 * i, 3)}
+        axes.plot([p["T"] for p in points], [value(p) for p in points], label=name, **style)
     axes.set(xlabel="time steps T", ylabel=label, title=title)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")

@@ -226,7 +226,7 @@ BROKEN = {
     "tau must be >= 1": lambda: altered(tau=0.5),
     "unexpected keyword argument 'v_rest'": lambda: altered(neuron={"v_rest": 0.0}),
     "logits have the shape": lambda: altered(T=5),
-    "missing: bn1.bias": lambda: altered(net="resnet18"),
+    "the state dict does not fit ResNet": lambda: altered(net="resnet18"),
     "of 3 steps sltt_k took [1, 3]": lambda: altered(k_steps=[1, 3]),
     "rules are ['tbptt']": lambda: broken(rules={"tbptt": {}}),
     "KeyError('gradient')": lambda: broken(rules={"sltt": {"steps": [0], "loss": 1.0}}),

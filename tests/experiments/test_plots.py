@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import plots.agreement
 import plots.benchmark
+import plots.cost
 import plots.sweeps
 import plots.temporal
 import pytest
@@ -14,7 +15,7 @@ import pytest
 def drawn(monkeypatch):
     """Catches the figures in place of saving them."""
     figures = []
-    for module in (plots.agreement, plots.benchmark, plots.sweeps, plots.temporal):
+    for module in (plots.agreement, plots.benchmark, plots.cost, plots.sweeps, plots.temporal):
         monkeypatch.setattr(module, "save", lambda figure, *_: figures.append(figure))
     yield figures
     for figure in figures:
@@ -106,3 +107,14 @@ def test_small_distances_of_gradients_are_to_be_read(drawn, tmp_path):
     overall, layers = drawn[0].axes
     assert overall.get_yscale() == "log" and overall.lines[0].get_ydata() == pytest.approx([1e-4, 0.1])
     assert layers.lines[1].get_ydata() == pytest.approx([1e-7, 1e-7])  # exactly 1 has a place too
+
+
+def test_rules_of_the_same_memory_both_show(drawn, tmp_path):
+    """The later one is thinner in line and mark; the numbers are those of the table."""
+    row = {"T": 4, "temp_bytes": 2**20, "total_bytes": 2**21}
+    rows = {name: [row, {**row, "T": 8}] for name in ("bptt", "tbptt(4)", "sltt", "sltt(4)", "sltt_k(1)")}
+    plots.cost.plot_memory(rows, tmp_path, title="digits")
+    lines = drawn[0].axes[0].lines
+    widths, marks = ([getattr(line, of)() for line in lines] for of in ("get_linewidth", "get_markersize"))
+    assert len(lines) == 5 and all(np.diff(widths) < 0) and all(np.diff(marks) < 0)
+    assert {float(y) for line in lines for y in line.get_ydata()} == {1.0}
