@@ -133,6 +133,7 @@ def test_nnx_with_dropout():
     assert len(np.unique(np.asarray(outputs).round(4), axis=0)) == T
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_equinox(rule):
     apply, params = functional.from_equinox(EquinoxNet(KEY))

@@ -195,6 +195,7 @@ def conv_by_hand(params, xs, target):
     return grads
 
 
+@pytest.mark.slow
 def test_convolutions_of_a_linen_network():
     model = Convolutional()
     xs = jnp.asarray(np.random.default_rng(3).normal(size=(T, BATCH, 4, 4, 2)))

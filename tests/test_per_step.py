@@ -119,6 +119,7 @@ def test_a_stream_takes_the_targets_of_a_block_at_a_time(rule):
     assert set(seen) == {(BATCH,)}
 
 
+@pytest.mark.slow
 def test_sequences_of_different_lengths_are_those_alone():
     """A batch of sequences filled up, normalised, against each by itself over its own steps."""
     n, y, lengths = net("two_matrices"), target(weights=False), [6, 2, 5, 0]

@@ -71,12 +71,14 @@ def test_a_cut_at_the_entry_of_a_block_alone():
     assert found and all("is not the sum of its steps" in f for f in found)
 
 
+@pytest.mark.slow
 def test_a_cut_that_is_always_there():
     assert what(by_hand(always=True)) == [
         "with temporal gradient none enters through the state: all of it is cut always"
     ]
 
 
+@pytest.mark.slow
 def test_outputs_that_depend_on_the_rule_or_the_block():
     def by_rule(params, state, xs, *, temporal_gradient):
         outputs, state = by_hand()(params, state, xs, temporal_gradient=temporal_gradient)

@@ -39,6 +39,7 @@ def test_few_weights_and_large_maps_want_a_short_one():
     assert auto_chunk(*arguments("maps", 12), gigabytes=1) in (1, 2, 3)
 
 
+@pytest.mark.slow
 def test_the_memory_given_is_a_bound():
     """With a little less than what the best one takes it is another, down to where none fits."""
     args, taken = arguments("wide", 12), {}

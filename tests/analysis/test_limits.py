@@ -123,6 +123,7 @@ def test_a_rule_of_ones_own_that_keeps_every_step_is_found():
         assert_memory_flat(apply, LOSS, Naive(), *args)
 
 
+@pytest.mark.slow
 def test_a_check_that_would_show_nothing_is_refused():
     def constant(params, state, xs, *, temporal_gradient):
         return jnp.broadcast_to(params, (len(xs), 4, 10)), state

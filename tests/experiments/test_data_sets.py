@@ -32,9 +32,8 @@ def test_made_up_data_can_be_learnt(name):
     assert len(np.unique(made.train_y)) == 10
 
 
-@pytest.mark.parametrize(
-    ("name", "white"), [("digits", 1.0), pytest.param("mnist", 255, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "white"), [("digits", 1.0), ("mnist", 255)])
 def test_images_as_spikes(name, white):
     """Of an image whose left half is black and whose right half is white; the key is that of evaluation."""
     form, expected = data_sets.SPECS[name], {"rate": (0, 8), "latency": (0, 1), "population": (3, 3)}

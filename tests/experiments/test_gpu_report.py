@@ -35,6 +35,7 @@ def rehearse(monkeypatch, workdir, *args):
     return status, read_rows(workdir / "report.jsonl")
 
 
+@pytest.mark.slow
 def test_one_update(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu_report, "RESULTS", tmp_path / "gpu.jsonl")
     planned(monkeypatch, "jax", ("sltt_jax", "mlp_T50", "float32", "sltt"))

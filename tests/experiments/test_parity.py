@@ -204,6 +204,7 @@ def test_another_backward_pass_fails(rule, changes, failed, x64):
     assert quantities(parity.failures(found)) == failed
 
 
+@pytest.mark.slow
 def test_other_labels_fail(x64):
     case = altered()
     case["labels"] = case["labels"][::-1]

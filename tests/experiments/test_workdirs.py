@@ -83,6 +83,7 @@ def test_overwriting_deletes_what_the_run_wrote_and_nothing_else(digits_run, tmp
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("why", ["a link", "no permission"])
 def test_overwriting_what_cannot_be_deleted_fails(digits_run, tmp_path, monkeypatch, capsys, why):
     workdir = shutil.copytree(digits_run, tmp_path / "run")

@@ -58,10 +58,8 @@ def test_the_one_before_takes_the_place_of_a_damaged_one(tmp_path, saved, damage
     assert sha256(load(workdir)[0]) == sha256(parts(2))
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [k if k == "flipped" else pytest.param(k, marks=pytest.mark.slow) for k in KINDS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 def test_no_damage_of_any_file_gives_other_values(tmp_path, saved, kind):
     """Some files are not read at all; then what is loaded is still what was saved."""
     files = [p.relative_to(saved) for p in (saved / CHECKPOINTS / "2").rglob("*") if p.is_file()]

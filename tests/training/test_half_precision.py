@@ -120,6 +120,7 @@ def test_an_update_that_overflows_is_left_out():
     assert training.sha256(new.params) != training.sha256(state.params)
 
 
+@pytest.mark.slow
 def test_scaling_keeps_gradients_that_float16_would_lose():
     """Without it the error of a network's outputs falls below 2^-24 and its gradient is zero."""
     small = lambda outputs, target: 1e-7 * LOSS(outputs, target)

@@ -156,6 +156,7 @@ def test_values_at_every_step():
         evaluate(start().params, {}, {**batch, "y": jax.tree.map(lambda a: a[:, :4], target)})
 
 
+@pytest.mark.slow
 def test_epochs_of_a_task_with_an_answer_at_every_step(tmp_path):
     """It learns, and its speed is in samples, not in answers."""
     x, _ = samples()

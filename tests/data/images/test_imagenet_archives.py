@@ -49,6 +49,7 @@ def write(folder, files):
         (folder / name).write_bytes(data)
 
 
+@pytest.mark.slow
 def test_official_archives(tmp_path):
     write(tmp_path / "downloads" / "manual", FILES)
     records = image_records("imagenet2012", "train", tmp_path)
