@@ -79,13 +79,14 @@ def x64():
 
 
 @pytest.fixture
-def quick_compile():
+def quick_compile(monkeypatch):
     """Programs whose machine code is not optimised, in half of the compiler's time: for identities.
 
     XLA makes the same program, in the same memory; only what LLVM makes of its loops is other code. Rounding
     may differ, so it is not for half precision, nor for runs of training that are to end in the same bits.
     """
     jax.config.update("jax_disable_most_optimizations", True)
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # of the processes that the test starts
     yield
     jax.config.update("jax_disable_most_optimizations", False)
 

@@ -10,6 +10,8 @@ from common.runs import Run
 
 from tests.common.scripts import assert_refused, call
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 @pytest.fixture
 def digits(monkeypatch):

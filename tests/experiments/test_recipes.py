@@ -11,6 +11,8 @@ from common.workdirs import prepare
 
 from tests.common.scripts import assert_picture, call
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 # The authors' commands: net, T, k, epochs, batch, lr, weight decay, dropout, share and target of the MSE.
 RECIPES = {
     "cifar10": ("resnet18", 6, 2, 200, 128, 0.1, 5e-5, 0.0, 0.05, "ones"),

@@ -15,6 +15,8 @@ from common import sweeps
 
 from tests.common.scripts import assert_picture, assert_refused, call
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 QUICK = ("digits_mlp", "--features", 8, "--T", 2, "--epochs", 1, "--train-samples", 128, "--test-samples", 64)
 
 
