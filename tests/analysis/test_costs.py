@@ -83,7 +83,7 @@ def test_memory_of_bptt_grows_at_least_linearly(name):
     [
         either("mlp", tbptt(4), static=True),
         either("convnet", tbptt(4), static=True),
-        # 8 and 64 steps leave a shorter block at the end.
+        # 8 and 68 steps leave a block of two at the end.
         either("convnet", sltt(chunk=3), static=False),
         *(
             either("convnet", rule, static=static)
@@ -94,9 +94,9 @@ def test_memory_of_bptt_grows_at_least_linearly(name):
     ],
 )  # fmt: skip
 def test_memory_of_blocks_grows_with_the_block_and_not_with_time(name, rule, static):
-    at = {T: temp_bytes(name, rule, T, static) for T in (8, 64)}
-    assert at[64] <= 1.01 * at[8]
-    assert at[64] < 0.5 * temp_bytes(name, bptt(), 64)
+    at = {T: temp_bytes(name, rule, T, static) for T in (8, 68)}
+    assert at[68] <= 1.01 * at[8]
+    assert at[68] < 0.5 * temp_bytes(name, bptt(), 64)
     assert at[8] > 1.5 * temp_bytes(name, sltt(), 4)  # which is that of any T
 
 
