@@ -26,6 +26,7 @@ from sltt_jax.cell_layers import MEMBRANE as MEMBRANE
 from sltt_jax.cell_layers import Recurrent as Recurrent
 from sltt_jax.cell_layers import Synaptic as Synaptic
 from sltt_jax.cpu import conv_general_dilated, dot_general
+from sltt_jax.varying import vary_like
 
 BATCH_STATS = "batch_stats"
 
@@ -33,8 +34,14 @@ BATCH_STATS = "batch_stats"
 def _promote_but_bias(*arrays: Any, dtype: Any = None, inexact: bool = True) -> Any:
     """Casts what is multiplied; the bias is at least float32, and so is the sum that is its gradient."""
     inputs, kernel, bias = arrays
-    inputs, kernel = promote_dtype(inputs, kernel, dtype=dtype, inexact=inexact)
+    inputs, kernel = _operands(inputs, kernel, dtype, inexact)
     return inputs, kernel, None if bias is None else at_least_float32(bias)
+
+
+def _operands(inputs, kernel, dtype, inexact=True):
+    """Casts what is multiplied; under `jax.shard_map` both vary over the same devices, as gradients want."""
+    inputs, kernel = promote_dtype(inputs, kernel, dtype=dtype, inexact=inexact)
+    return vary_like((inputs, kernel), (inputs, kernel))
 
 
 # Linen's, computed in `dtype`; with a bias the result is at least float32.
@@ -160,7 +167,7 @@ class NormedConv(nn.Module):
 
 
 def _convolve(xs, kernel, stride, padding, dtype):
-    xs, kernel = promote_dtype(xs, kernel, dtype=dtype)
+    xs, kernel = _operands(xs, kernel, dtype)
     y = conv_general_dilated(
         xs.reshape(-1, *xs.shape[-3:]),
         kernel,

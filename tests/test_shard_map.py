@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from sltt_jax import Repeat, bptt, sltt, sltt_k, tbptt
-from tests.common.nets import T, two_matrices
+from sltt_jax import Repeat, bptt, functional, sltt, sltt_k, tbptt
+from tests.common import nets
+from tests.common.nets import T, assert_close, two_matrices
 
 pytestmark = pytest.mark.usefixtures("x64", "quick_compile")
 DEVICES, KEY = 4, jax.random.key(0)
@@ -50,3 +51,23 @@ def test_every_rule(rule, repeat):
     chex.assert_trees_all_close((loss, mean, outputs), (expected_loss, grads, aux.outputs), rtol=1e-12)
     chex.assert_trees_all_close(summed, jax.tree.map(lambda g: DEVICES * g, grads), rtol=1e-12)
     assert all(jnp.abs(g).max() > 1e-4 for g in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("rule", [sltt(3), pytest.param(bptt(), marks=pytest.mark.slow)], ids=str)
+def test_convolutions_and_batch_statistics(rule):
+    """The gradient of replicated parameters is the sum of those of the devices' own batches."""
+    net, each = nets.net("convnet"), nets.BATCH // 2
+    mesh = jax.make_mesh((2,), ("devices",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    model = nets.MODELS["convnet"]
+    x = net.inputs[0, :each]
+    state = functional.at_rest(model, net.state, x)
+    f = rule.value_and_grad(net.apply, net.step_loss)
+    gradient = lambda xs, y: f(net.params, state, xs, y)[1]
+    part = jax.shard_map(
+        lambda params, xs, y: f(params, state, xs, y)[1],
+        mesh=mesh, in_specs=(EVERYWHERE, BATCH, PartitionSpec("devices")), out_specs=EVERYWHERE,
+    )  # fmt: skip
+    found = jax.jit(part)(net.params, net.inputs, net.target)
+    halves = [jax.jit(gradient)(net.inputs[:, h], net.target[h]) for h in (slice(0, each), slice(each, None))]
+    assert_close(found, jax.tree.map(jnp.add, *halves))
+    assert all(np.abs(g).max() > 1e-6 for g in jax.tree.leaves(found))
