@@ -152,7 +152,7 @@ class TestCompare:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["two_matrices", "mlp", "convnet"],
+    ["two_matrices", "convnet"],
 )
 def test_steps_add_up_to_the_gradient(name, x64):
     """For every rule, and each against BPTT: what is the same and what is not."""

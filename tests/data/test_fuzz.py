@@ -25,7 +25,7 @@ def test_damage_is_refused_by_name(group, name, tmp_path):
     if name in PACKAGES:
         pytest.importorskip(PACKAGES[name], reason="an optional package writes or reads these files")
     number = (
-        "80" if name in ("aedat4", "hdf5", "matlab") else "400"
+        "60" if name in ("aedat4", "hdf5", "matlab") else "400"
     )  # these are read in processes of their own
     command = [sys.executable, "-m", "tests.common.fuzz", group, name, str(tmp_path), number, "1"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=1200)

@@ -64,8 +64,11 @@ def test_a_network_of_the_paper_under_sltt():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_case_under_every_rule(name, x64):
-    found = parity.check(content(name))
-    assert found.keys() == {"forward", "bptt", "sltt", "sltt chunk 2", "sltt_k"}
+    """Of a network that comes twice, with other neurons or inputs, the second time under two rules."""
+    second = name in ("resnet18_tau2_sigmoid", "vgg11_gesture")
+    rules = ("bptt", "sltt") if second else ("bptt", "sltt", "sltt chunk 2", "sltt_k")
+    found = parity.check(content(name), rules)
+    assert found.keys() == {"forward", *rules}
     assert not parity.failures(found), found
 
 
