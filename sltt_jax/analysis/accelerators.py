@@ -259,6 +259,7 @@ def _tpu_topology(site: Path, name: str) -> topologies.TopologyDescription:
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # by several processes: nothing of a TPU is locked, there is none
     }
     with _environment(TPU_LIBRARY_PATH=str(library.absolute()), **asked):
         return topologies.get_topology_desc(name, platform="tpu")

@@ -1,5 +1,9 @@
 """Compilers of devices that are not there, and what they are known to do."""
 
+import functools
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -84,3 +88,25 @@ def test_a_function_compiled_for_every_target(target):
     assert jax.devices()[0].platform == "cpu"  # JAX computes where it did
     with pytest.raises(ValueError, match=r"precision must be one of bfloat16, .*got 'int8'"):
         accelerators.accelerator_cost(target, compiled, flops=operations, precision="int8")
+
+
+@needs_compilers
+@pytest.mark.slow
+def test_two_processes_compile_for_a_tpu_at_once():
+    """The compiler would lock the TPU of the machine, which there is none of, for the first of them."""
+    script = (
+        "import sys, jax, jax.numpy as jnp\n"
+        "from pathlib import Path\n"
+        "from sltt_jax.analysis import accelerators\n"
+        "accelerators.compile_devices('tpu-v5e', Path(sys.argv[1]))\n"
+        "print('loaded', flush=True)\n"
+        "sys.stdin.readline()\n"
+    )
+    command = [sys.executable, "-c", script, str(SITE)]
+    start = functools.partial(
+        subprocess.Popen, command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with start() as first, start() as second:
+        said = [process.stdout.readline() for process in (first, second)]
+        ended = [process.communicate("\n")[0] for process in (first, second)]
+    assert said == ["loaded\n"] * 2 and ended == ["", ""]
