@@ -18,8 +18,9 @@ train: $(READY)
 test: $(READY)
 	$(RUN) -m pytest -n 2 --dist loadfile -m "not slow"
 
+# Three at a time on two cores: many of them wait for other processes, to be killed or to find one another.
 test-slow: $(READY)
-	$(RUN) -m pytest -n 2 --dist loadfile -m slow
+	$(RUN) -m pytest -n 3 --dist loadfile -m slow
 
 lint: $(READY)
 	$(VENV)/bin/ruff format --check .
