@@ -163,7 +163,7 @@ def _learned_by_traces(temporal_gradient):
                 if isinstance(w, jax.Array) and w.ndim > 1:
                     raise ValueError(
                         f"ottt has no traces for the weights {name!r} of a {type(layer).__name__}: only "
-                        "Dense, Conv, ScaledWSConv and Recurrent keep them"
+                        "Dense, Conv, NormedConv, ScaledWSConv and Recurrent keep them"
                     )
             return call(*args, **kwargs)
         layer = layer.clone(parent=None)

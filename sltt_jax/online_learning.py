@@ -41,9 +41,9 @@ def online(
 
     Returns:
       `start(params, state, xs) -> Online`, of one block of inputs, of which only shapes matter, and
-      `update(online, xs, target) -> (Online, losses [C])`, a pure function, to be compiled with its first
+      `update(learner, xs, target) -> (Online, losses [C])`, a pure function, to be compiled with its first
       argument donated: `xs` are the inputs of the next C steps, `[C, B, ...]`, and `target` is theirs, plain
-      or `PerStep`. The state of the network is carried on; `online.carry.outputs` is the sum of the outputs
+      or `PerStep`. The state of the network is carried on; `learner.carry.outputs` is the sum of the outputs
       of the block.
 
     Raises:
@@ -57,10 +57,10 @@ def online(
     def start(params, state, xs):
         return Online(params, optimizer.init(params), rule.start(apply, params, state, xs))
 
-    def update(online, xs, target):
+    def update(learner, xs, target):
         if (C := time_steps(xs)) != rule.block_steps:
             raise ValueError(f"a block of {rule} has {rule.block_steps} steps, got {C}")
-        params, opt_state, carry = online
+        params, opt_state, carry = learner
         outputs, grads = jax.tree.map(jnp.zeros_like, (carry.outputs, carry.grads))
         carry, losses = block(params, target, Carry(carry.state, outputs, grads), xs)
         mean = jax.tree.map(lambda g: g / C, carry.grads)

@@ -144,8 +144,22 @@ class tbptt(BlockRule):
         return block_gradient(apply, step_loss, temporal_gradient=True)
 
 
+class _Chunked(BlockRule):
+    """Rule whose block is a `chunk` and whose steps all have a backward pass."""
+
+    chunk: int
+
+    @property
+    def block_steps(self):
+        return self.chunk
+
+    def plan(self, T, key=None):
+        check_at_most_T("chunk", self.chunk, T)
+        return Plan(None, 1 / T)
+
+
 @dataclasses.dataclass(frozen=True)
-class sltt(BlockRule):
+class sltt(_Chunked):
     """Spatial Learning Through Time (Meng et al. 2023, section 4): BPTT without its temporal part.
 
         grads = d/dtheta 1/T sum_t l[t]                 with stop(s[t]) for every t
@@ -161,14 +175,6 @@ class sltt(BlockRule):
 
     def __post_init__(self):
         check_at_least_one("chunk", self.chunk)
-
-    @property
-    def block_steps(self):
-        return self.chunk
-
-    def plan(self, T, key=None):
-        check_at_most_T("chunk", self.chunk, T)
-        return Plan(None, 1 / T)
 
     def block(self, apply, step_loss):
         return block_gradient(apply, step_loss, temporal_gradient=False)
@@ -252,7 +258,7 @@ class sltt_k(BlockRule):
 
 
 @dataclasses.dataclass(frozen=True)
-class ottt(BlockRule):
+class ottt(_Chunked):
     """Online Training Through Time (Xiao et al. 2022, section 4): SLTT with presynaptic traces.
 
         grads = 1/T sum_t e[t] a[t]                     a[t] = decay a[t-1] + x[t]
@@ -276,14 +282,6 @@ class ottt(BlockRule):
         if not 0 <= self.decay <= 1:
             raise ValueError(f"decay must be in 0..1, got {self.decay}")
         check_at_least_one("chunk", self.chunk)
-
-    @property
-    def block_steps(self):
-        return self.chunk
-
-    def plan(self, T, key=None):
-        check_at_most_T("chunk", self.chunk, T)
-        return Plan(None, 1 / T)
 
     def block(self, apply, step_loss):
         return block_gradient(with_traces(apply, self.decay), step_loss, temporal_gradient=False)

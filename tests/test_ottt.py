@@ -22,7 +22,7 @@ from sltt_jax import (
     stream,
     synapse,
 )
-from sltt_jax.layers import LIF, Conv, Dense, ScaledWSConv
+from sltt_jax.layers import LIF, Conv, Dense, NormedConv, ScaledWSConv, StepBatchNorm
 from sltt_jax.traces import Traces
 from tests.common import nets
 from tests.common.nets import assert_close, difference, squared_error
@@ -210,6 +210,32 @@ def test_convolutions_of_a_linen_network():
         params, state, xs, target
     )
     assert difference(spatial, expected)["['conv']['kernel']"] > 0.05
+
+
+class Normed(nn.Module):
+    """A convolution whose bias goes beside it to a norm, as in the paper's networks."""
+
+    @nn.compact
+    def __call__(self, xs, *, train, temporal_gradient):
+        xs, bias = NormedConv(3, (3, 3), padding=1)(xs)
+        xs = LIF(NEURON)(StepBatchNorm()(xs, bias, train=train), temporal_gradient=temporal_gradient)
+        return Dense(2)(xs.reshape(*xs.shape[:2], -1))
+
+
+@pytest.mark.slow
+def test_a_convolution_before_a_norm():
+    """Without a trace it is SLTT, with one its kernel has another gradient and the norm has the same."""
+    model, xs = Normed(), np.random.default_rng(3).normal(size=(T, BATCH, 4, 4, 2))
+    params, state = functional.init(model, jax.random.key(0, impl="rbg"), xs[0])
+    params = jax.tree.map(lambda p: p.astype(jnp.float64), params)
+    gradient_of = lambda rule: jax.jit(rule.value_and_grad(functional.applier(model), squared_error))(
+        params, state, xs, np.ones((BATCH, 2))
+    )[1]
+    spatial, none, traced = (gradient_of(rule) for rule in (sltt(), ottt(0.0, 2), ottt(DECAY, 2)))
+    for name in ("NormedConv_0", "Dense_0"):
+        assert_close(none[name]["kernel"], spatial[name]["kernel"])
+        assert difference(traced[name]["kernel"], spatial[name]["kernel"])[""] > 0.05
+    assert_close(traced["StepBatchNorm_0"], spatial["StepBatchNorm_0"])
 
 
 def test_a_stream_and_targets_of_each_step():
