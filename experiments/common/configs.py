@@ -70,6 +70,7 @@ class Config:
       remat: bptt computes again what it would have to keep.
       tau: membrane time constant in steps.
       v_threshold: firing threshold.
+      v_reset: membrane that a spike leaves behind, a hard reset; by default the threshold is subtracted.
       surrogate: surrogate derivative of the spike.
       dropout: share of spikes that are dropped.
       mse_weight: share of the mean squared error in the loss; the rest is cross entropy.
@@ -115,6 +116,7 @@ class Config:
     remat: InitVar[bool] = False
     tau: float = 1.1
     v_threshold: float = 1.0
+    v_reset: float | None = None
     surrogate: Literal["triangle", "rectangle", "sigmoid", "atan", "fast_sigmoid"] = "triangle"
     dropout: float = 0.0
     mse_weight: float = 0.0
@@ -181,7 +183,7 @@ class Config:
 def make_neuron(config: Config) -> Neuron:
     """Builds the parameters of the neurons of a configuration."""
     spike = surrogate.SURROGATES[config.surrogate]()
-    return Neuron(tau=config.tau, v_threshold=config.v_threshold, surrogate=spike)
+    return Neuron(config.tau, config.v_threshold, config.v_reset, surrogate=spike)
 
 
 def make_model(config: Config, classes: int, *, axis_name: str | None = None) -> nn.Module:

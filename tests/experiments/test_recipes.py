@@ -1,11 +1,13 @@
 """The presets are the settings of the paper, and train."""
 
+import dataclasses
 import json
 
 import jax
 import pytest
 import train
 from common import presets
+from common.configs import make_model
 from common.runs import Run
 from common.workdirs import prepare
 
@@ -78,6 +80,13 @@ def test_sequences_on_made_up_data(name, T, monkeypatch, tmp_path, capsys):
     assert 0 <= summary["train_accuracy"] <= 1 and 0 <= summary["test_accuracy"] <= 1
     assert summary["firing_rates"].keys() == {"ALIF_0"}
     assert_picture(tmp_path / "curves.png")
+
+
+@pytest.mark.parametrize("name", ["digits", "digits_mlp", "fsdd"])
+def test_a_hard_reset_reaches_the_neurons(name):
+    soft, hard = (make_model(Run.of(name, **reset), 10) for reset in ({}, {"v_reset": 0.0}))
+    assert soft.neuron.v_reset is None and hard.neuron.v_reset == 0
+    assert dataclasses.replace(hard.neuron, v_reset=None) == soft.neuron
 
 
 def test_time_constants_that_cannot_be_learned():

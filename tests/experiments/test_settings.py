@@ -60,6 +60,8 @@ from tests.common.scripts import assert_refused, call, unboxed
             "must be in 1..240, the number of samples, got 5000",
         ),
         (("digits", "--tau", 0.5), "tau must be >= 1 (in time steps), got 0.5"),
+        (("digits", "--v-reset", 1.5), "v_reset must be below v_threshold=1.0, got 1.5"),
+        (("digits", "--v-reset", "nan"), "v_reset must be a number that float32 has, got nan"),
         (("digits", "--lr", -1), "lr must be > 0, got -1"),
         (("digits", "--dropout", 1), "dropout must be in 0..1, got 1"),
         (("digits", "--resume"), "holds no run to resume"),
