@@ -14,11 +14,19 @@ STANDALONE = {
     *BASE,
     *(
         f"sltt_jax.{name}"
-        for name in ("rules", "block_rule", "spelling", "streaming", "online_learning", "losses")
+        for name in (
+            "rules",
+            "block_rule",
+            "spelling",
+            "streaming",
+            "online_learning",
+            "losses",
+            "quantisation",
+        )
     ),
 }
 LAYERS = (
-    *("surrogate", "cell_blocks", "neurons", "cells", "time_constants"),
+    *("surrogate", "cell_blocks", "neurons", "cells", "fixed_point", "time_constants"),
     *("cell_layers", "batch_norm", "layers", "functional", "models"),
 )  # each may import those before it
 CPU_WORDS = ("platform_dependent", "optimization_barrier")
