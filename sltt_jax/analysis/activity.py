@@ -147,12 +147,18 @@ class _Observer:
         return None
 
 
-def operations(module: nn.Dense | nn.Conv | NormedConv | ScaledWSConv, there: jax.Array) -> jax.Array:
+def operations(
+    module: nn.Dense | nn.Conv | NormedConv | ScaledWSConv,
+    there: jax.Array,
+    weights: jax.Array | None = None,
+) -> jax.Array:
     """Counts the weights that the inputs of a layer go through.
 
     Args:
       module: the layer.
       there: 1 where there is an input and 0 elsewhere, `[T, B, ...]`, float32.
+      weights: 1 where there is a weight and 0 elsewhere, of the shape of the kernel, float32; by default all
+        are there.
 
     Returns:
       A number for every step and sample, `[T, B]`.
@@ -161,19 +167,24 @@ def operations(module: nn.Dense | nn.Conv | NormedConv | ScaledWSConv, there: ja
       ValueError: a convolution pads with something else than zeros.
     """
     if isinstance(module, nn.Dense):
-        return module.features * there.sum(range(2, there.ndim))
-    # How often an input is used depends on where it is, and not on its channel.
-    maps = there.sum(-1, keepdims=True)
-    maps = maps.reshape(-1, *maps.shape[2:])
+        if weights is None:
+            return module.features * there.sum(range(2, there.ndim))
+        return (there @ weights).sum(range(2, there.ndim))
+    groups = module.feature_group_count if isinstance(module, nn.Conv) else 1
+    each = 1
+    if weights is None:  # how often an input is used depends on where it is, and not on its channel
+        there, weights = there.sum(-1, keepdims=True), jnp.ones((*_window(module), 1, 1))
+        each, groups = module.features // groups, 1
+    maps = there.reshape(-1, *there.shape[2:])
     used = jax.lax.conv_general_dilated(
         maps,
-        jnp.ones((*_window(module), 1, 1)),
+        weights,
         precision="highest",
+        feature_group_count=groups,
         dimension_numbers=_DIMENSIONS[maps.ndim - 2],
         **_geometry(module, maps.ndim - 2),
     )
-    groups = module.feature_group_count if isinstance(module, nn.Conv) else 1
-    return module.features // groups * used.sum(range(1, used.ndim)).reshape(there.shape[:2])
+    return each * used.sum(range(1, used.ndim)).reshape(there.shape[:2])
 
 
 _DIMENSIONS = {1: ("NHC", "HIO", "NHC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NHWDC", "HWDIO", "NHWDC")}

@@ -127,6 +127,23 @@ def test_operations_are_the_connections_of_the_inputs(layer, shape):
     assert 0 < expected.sum() < everything.sum()
 
 
+@pytest.mark.parametrize("name", ["dense on maps", "same, stride", "groups"])
+def test_weights_that_are_not_there_take_no_operation(name):
+    layer, shape = LAYERS[name]
+    rng = np.random.default_rng(0)
+    there = jnp.asarray(rng.binomial(1, 0.4, (3, 2, *shape)), jnp.float32)
+    shapes = jax.eval_shape(layer.init, jax.random.key(0), there)
+    mask = jnp.asarray(rng.binomial(1, 0.5, shapes["params"]["kernel"].shape), jnp.float32)
+    # Each output is the number of weights that reach it.
+    counted = layer.apply({"params": {"kernel": mask, "bias": jnp.zeros(layer.features)}}, there)
+    expected = counted.sum(range(2, counted.ndim))
+    found = activity.operations(layer, there, mask)
+    np.testing.assert_array_equal(found, expected)
+    assert (0 < found).all() and (found < activity.operations(layer, there)).all()  # the control
+    everything = activity.operations(layer, there, jnp.ones_like(mask))
+    np.testing.assert_array_equal(everything, activity.operations(layer, there))
+
+
 class TestModels:
     def shapes(self, model, shape):
         """What `activity` returns, without running it, the parameters and the state."""

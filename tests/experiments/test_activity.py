@@ -16,7 +16,9 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 def test_of_a_run(digits_run, monkeypatch, tmp_path, capsys):
     shutil.copytree(digits_run, tmp_path / "run")
-    assert call(activity, monkeypatch, tmp_path / "run", "--T", 4) == 0
+    assert (
+        call(activity, monkeypatch, tmp_path / "run", "--T", 4, "--weight-bits", 4, "--state-bits", 16) == 0
+    )
     out = capsys.readouterr().out
     found = json.loads((tmp_path / "run" / "activity.json").read_text())
     rates = found["layers"]["LIF_0"]["rates"]
@@ -28,6 +30,17 @@ def test_of_a_run(digits_run, monkeypatch, tmp_path, capsys):
     assert energy["ann_macs"] == 64 * 16 + 16 * 10
     assert energy["joules"] == pytest.approx(0.9e-12 * spikes + 4.6e-12 * 4 * 64 * 16)
     assert " ".join(f"{rate:.3f}" for rate in rates) in out and f"{1e6 * energy['joules']:.4g} uJ" in out
+    traffic = found["traffic"]
+    assert traffic["spikes"] == pytest.approx(sum(rates) * 16, rel=1e-4)
+    assert traffic["neuron_updates"] == traffic["state_reads"] == 4 * 16
+    assert traffic["weight_reads"] == pytest.approx(spikes + 4 * 64 * 16)
+    assert traffic["bytes"] == pytest.approx(traffic["weight_reads"] / 2 + 2 * 4 * 16 * 2)
+    bench = found["neurobench"]
+    assert bench["activation_sparsity"] == pytest.approx(1 - sum(rates) / 4, rel=1e-4)
+    assert bench["synaptic_operations"]["Effective_ACs"] == pytest.approx(spikes)
+    assert bench["synaptic_operations"]["Dense"] == 4 * energy["ann_macs"]
+    assert f"activation_sparsity     {bench['activation_sparsity']:.6g}" in out
+    assert f"{traffic['spikes']:.4g} spikes sent" in out and "weights of 4 bits" in out
     assert_picture(tmp_path / "run" / "activity.png")
 
 
@@ -58,6 +71,7 @@ def test_problems_at_the_start():
         (("nothing",), "'nothing' is no directory, and no preset: digits"),
         ((".", "--made"), "reduced and made are for presets"),
         ((".",), "holds no run"),
+        (("digits", "--weight-bits", "0"), "weight_bits must be in 1..64, got 0"),
         (("digits", "--T", "0"), "T must be in 1..1000000, got 0"),
     ],
 )
