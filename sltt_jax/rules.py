@@ -71,8 +71,9 @@ class bptt(Rule):
       chunk: time steps that go through the network together, layer by layer; 1..T.
       remat: keep only the states between blocks and compute the rest again in the backward pass.
       bits: keep the states between blocks and all spikes, each as one bit, and compute the rest again, each
-        layer from the spikes of the layer before: best at `chunk=T`. Of cells of this library with a
-        surrogate of `sltt_jax.surrogate`; what other cells put out is kept as it is.
+        layer from the spikes of the layer before: best at `chunk=T`, or half of it where the first layer
+        alone takes most of the memory. Of cells of this library with a surrogate of
+        `sltt_jax.surrogate`; what other cells put out is kept as it is.
     """
 
     chunk: int = 1
@@ -268,7 +269,8 @@ class ottt(_Chunked):
     With `decay=0` it is SLTT. What has no presynaptic side (biases, scales, time constants) has the gradient
     of SLTT. Memory is flat in T, and holds a trace for every input of a layer beside what SLTT keeps.
 
-    The network must keep traces: Linen networks of `functional.applier` do, others by `sltt_jax.synapse`.
+    The network must keep traces: Linen networks of `functional.applier` do, others by `sltt_jax.synapse`. One
+    that has a parameter of two or more axes learn without a trace is refused, with the parameter's name.
 
     Attributes:
       decay: what a trace keeps in a step, 0..1; the leak `1 - 1/tau` of the neurons in the paper.

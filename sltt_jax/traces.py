@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend import core
 
 from sltt_jax.blocks import PyTree, at_least_float32
 from sltt_jax.varying import vary_like
@@ -123,16 +124,21 @@ def zero_traces(apply: Callable, decay: float, params: Any, state: Any, x: Any) 
     Args:
       apply, params, state: the network.
       x: the input of one step, `[B, ...]`; only its shapes matter.
+
+    Raises:
+      ValueError: no layer of the network asks for a trace, or a parameter of two or more axes learns by
+        another way than a trace.
     """
 
     def first(params, state, x):
         traces = Traces(decay)
         state, block = vary_like(state, (params, x)), jax.tree.map(lambda a: a[None], x)
-        apply(params, state, block, temporal_gradient=traces)
+        outputs, _ = apply(params, state, block, temporal_gradient=traces)
         _check_taken(traces)
-        return tuple(traces.after)
+        return tuple(traces.after), outputs
 
-    shapes = jax.eval_shape(first, params, state, x)
+    traced, (shapes, _) = jax.make_jaxpr(first, return_shape=True)(params, state, x)
+    _check_all_taken(traced.jaxpr, len(shapes), params)
     return tuple(jnp.zeros(s.shape, s.dtype) for s in shapes)
 
 
@@ -143,3 +149,43 @@ def _check_taken(traces):
             "none: write its products as sltt_jax.synapse(product, xs, weights, temporal_gradient="
             "temporal_gradient)"
         )
+
+
+def _check_all_taken(jaxpr, traces, params):
+    """Raises if the outputs of a network, which follow its traces, have a gradient by weights without one.
+
+    Weights of `synapse` and `recurrent` are seen as constants here: what they learn by is not in the program
+    before it is differentiated.
+    """
+    reached = _differentiated_by(jaxpr, [i >= traces for i in range(len(jaxpr.outvars))])
+    for (path, leaf), flag in zip(jax.tree_util.tree_leaves_with_path(params), reached, strict=False):
+        if flag and jnp.ndim(leaf) > 1:
+            raise ValueError(
+                f"ottt has no trace for what enters the weights {jax.tree_util.keystr(path)}, of shape "
+                f"{jnp.shape(leaf)}: write what they do as sltt_jax.synapse(product, xs, weights, "
+                "temporal_gradient=temporal_gradient)"
+            )
+
+
+def _differentiated_by(jaxpr, wanted):
+    """Flags the inputs of a jaxpr by which those of its outputs that are `wanted` may have a derivative."""
+    if isinstance(jaxpr, core.ClosedJaxpr):
+        jaxpr = jaxpr.jaxpr
+    variables = lambda atoms, flags: {v for v, f in zip(atoms, flags, strict=True) if f and _is_variable(v)}
+    reached = variables(jaxpr.outvars, wanted)
+    for equation in reversed(jaxpr.eqns):
+        flags = [v in reached for v in equation.outvars]
+        if not any(flags) or equation.primitive.name == "stop_gradient":
+            continue
+        inner = list(core.jaxprs_in_params(equation.params))
+        # Calls are looked into; of loops and branches every input counts.
+        if len(inner) == 1 and equation.primitive.name not in ("scan", "while"):
+            flags = _differentiated_by(inner[0], flags)
+        else:
+            flags = [True] * len(equation.invars)
+        reached |= variables(equation.invars, flags)
+    return [v in reached for v in jaxpr.invars]
+
+
+def _is_variable(atom):
+    return not isinstance(atom, core.Literal)

@@ -273,6 +273,29 @@ def test_networks_that_keep_no_traces_are_refused():
             ottt(wrong)
 
 
+def test_weights_without_a_trace_are_named():
+    apply, params, state = network(True)
+
+    def readout(p, state, xs, *, temporal_gradient, kept=False):
+        xs, state = apply(p, state, xs, temporal_gradient=temporal_gradient)
+        product = lambda xs, w: jax.jit(jnp.matmul)(xs, w)
+        if kept:
+            xs = synapse(product, xs, p["out"], temporal_gradient=temporal_gradient)
+        else:
+            xs = product(xs, p["out"])
+        return xs * p["gain"], state
+
+    params |= {"out": jnp.ones((3, 2)), "gain": jnp.float64(2)}
+    start = lambda apply: ottt(DECAY).start(apply, params, state, jnp.asarray(XS))
+    with pytest.raises(
+        ValueError, match=r"no trace for what enters the weights \['out'\], of shape \(3, 2\)"
+    ):
+        start(readout)
+    # The control: with one it is taken, and so are lateral weights and a gain.
+    _, traces = start(functools.partial(readout, kept=True)).state
+    assert len(traces) == 4
+
+
 def test_traces_of_a_block_go_on_from_those_before():
     xs = jnp.arange(6.0).reshape(3, 2)
     one, two = Traces(0.5), Traces(0.5)
