@@ -11,8 +11,9 @@ from jax import lax
 # computes the earlier steps again for each, which takes more time than their loop.
 _SHORT = 5
 
-# Steps of an iteration elsewhere: launches of kernels are what a loop costs there.
-_UNROLL = 8
+# Elsewhere a loop of so many steps is unrolled whole, and becomes one pass over them; of longer ones, whose
+# programs would grow too large, each iteration has a few steps: launches of kernels are what a loop costs.
+_WHOLE, _PART = 32, 8
 
 
 def scan(step: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
@@ -28,7 +29,8 @@ def scan(step: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
     """
     loop = lambda unroll: lambda carry, xs: lax.scan(step, carry, xs, unroll=unroll)
     C = len(jax.tree.leaves(xs)[0])
-    return lax.platform_dependent(carry, xs, cpu=loop(C if C <= _SHORT else 1), default=loop(min(C, _UNROLL)))
+    short, whole = C if C <= _SHORT else 1, C if C <= _WHOLE else _PART
+    return lax.platform_dependent(carry, xs, cpu=loop(short), default=loop(whole))
 
 
 def computed_once(spikes: jax.Array) -> jax.Array:

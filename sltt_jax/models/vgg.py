@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from sltt_jax.layers import (
     LIF,
@@ -31,16 +30,14 @@ def adaptive_avg_pool(xs: jax.Array, size: int) -> jax.Array:
     entries where n is smaller.
     """
 
-    def means(n):
-        matrix = np.zeros((size, n))
-        for i in range(size):
-            window = slice(i * n // size, -(-(i + 1) * n // size))
-            matrix[i, window] = 1 / (window.stop - window.start)
-        return jnp.asarray(matrix, xs.dtype)
+    def averaged(xs, axis):
+        n = xs.shape[axis]
+        windows = [(i * n // size, -(-(i + 1) * n // size)) for i in range(size)]
+        parts = [jax.lax.slice_in_dim(xs, *window, axis=axis).mean(axis, keepdims=True) for window in windows]
+        return jnp.concatenate(parts, axis)
 
-    *_, height, width, _ = xs.shape
-    # A mean is not to be rounded to what matrix units multiply in by default.
-    return jnp.einsum("ih,jw,...hwc->...ijc", means(height), means(width), xs, precision="highest")
+    # Slices: XLA's compiler for GPUs fails at a product by a matrix as small as one of means is.
+    return averaged(averaged(xs, -3), -2)
 
 
 class VGG(nn.Module):

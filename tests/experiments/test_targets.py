@@ -51,6 +51,14 @@ def test_sltt_takes_less_of_an_h100_than_bptt():
 
 @needs_compilers
 @pytest.mark.slow
+def test_adaptive_pooling_of_a_map_smaller_than_its_windows():
+    """As a product by the matrix of its means it was one that this compiler fails at."""
+    run = Run.of("dvs_gesture", width=1 / 16, T=2, rule="bptt(2, bits=True)", precision="bfloat16")
+    assert cost_on(run, 1, "h100", SITE).launches > 0
+
+
+@needs_compilers
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "devices", "rule"),
     [
