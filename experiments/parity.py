@@ -43,7 +43,9 @@ BOUNDS = {
 }
 
 # The file's rule that each of ours is held against.
-THEIRS = {"bptt": "bptt", "sltt": "sltt", "sltt chunk 2": "sltt", "sltt_k": "sltt_k"}
+THEIRS = {
+    "bptt": "bptt", "bptt in bits": "bptt", "sltt": "sltt", "sltt chunk 2": "sltt", "sltt_k": "sltt_k"
+}  # fmt: skip
 
 # Seeds of the random arrays beside those of the parameters.
 INPUTS, GRADIENTS, MEMBRANES, STATISTICS = 1_000_000, 2_000_000, 5_000_000, 6_000_000
@@ -195,6 +197,8 @@ def compute(content: dict[str, Any], only: tuple[str, ...] | None = None) -> dic
 def _rule(content, ours) -> rules.Rule:
     if ours == "bptt":
         return rules.bptt()
+    if ours == "bptt in bits":
+        return rules.bptt(content["case"]["T"], bits=True)
     if ours == "sltt_k":
         steps = tuple(content["rules"]["sltt_k"]["steps"])
         return rules.sltt_k(k=len(steps), draw=steps)
@@ -286,7 +290,8 @@ def check(content: dict[str, Any], only: tuple[str, ...] | None = None) -> Error
 
     Args:
       content: what `load` returns.
-      only: some of our rules ("bptt", "sltt", "sltt chunk 2", "sltt_k"); all of the file's if None.
+      only: some of our rules ("bptt", "bptt in bits", "sltt", "sltt chunk 2", "sltt_k"); all of the file's if
+        None.
 
     Raises:
       BadCase: the case is not of the network that it names.
