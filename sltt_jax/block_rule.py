@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from sltt_jax.blocks import Apply, PerStep, PyTree, at_least_float32, first_step, scan_blocks, time_steps
+from sltt_jax.gradient_sums import GradientSum
 from sltt_jax.spelling import spell
 from sltt_jax.varying import vary_like
 
@@ -173,12 +174,12 @@ class Carry(NamedTuple):
     Attributes:
       state: of the network.
       outputs: the sum of the outputs so far, `[B, ...]`.
-      grads: the sum of the gradients so far, like the parameters.
+      grads: the sum of the gradients so far.
     """
 
     state: PyTree
     outputs: PyTree
-    grads: PyTree
+    grads: GradientSum
 
 
 class Plan(NamedTuple):
@@ -225,13 +226,12 @@ class BlockRule(Rule):
 
     def start(self, apply: Apply, params: PyTree, state: PyTree, inputs: PyTree) -> Carry:
         """Makes the carry before the first block; of `inputs`, maybe one block alone, only shapes matter."""
-        zeros = jax.tree.map(lambda p: vary_like(at_least_float32(jnp.zeros_like(p)), p), params)
         state, outputs = first_state(apply, params, state, inputs)
-        return Carry(state, outputs, zeros)
+        return Carry(state, outputs, GradientSum.zeros(params))
 
     def finish(self, carry: Carry, losses: Any, scale: float) -> tuple[tuple[jax.Array, Aux], PyTree]:
         """Returns what `value_and_grad` does, after the last block; `losses` of all steps are `[T]`."""
-        grads = jax.tree.map(lambda g: g * jnp.asarray(scale, g.dtype), carry.grads)
+        grads = jax.tree.map(lambda g: g * jnp.asarray(scale, g.dtype), carry.grads.tree())
         return (losses.mean(), Aux(losses, carry.outputs, carry.state)), grads
 
     def value_and_grad(self, apply, step_loss):
@@ -268,7 +268,7 @@ def block_gradient(apply: Apply, step_loss: StepLoss, *, temporal_gradient: bool
             return losses.sum(), (end, losses)
 
         grads, ((state, outputs), losses) = jax.grad(loss, has_aux=True)(params)
-        return Carry(state, outputs, jax.tree.map(jnp.add, carry.grads, grads)), losses
+        return Carry(state, outputs, carry.grads + grads), losses
 
     return block
 

@@ -63,7 +63,7 @@ def online(
         params, opt_state, carry = learner
         outputs, grads = jax.tree.map(jnp.zeros_like, (carry.outputs, carry.grads))
         carry, losses = block(params, target, Carry(carry.state, outputs, grads), xs)
-        mean = jax.tree.map(lambda g: g / C, carry.grads)
+        mean = jax.tree.map(lambda g: g / C, carry.grads.tree())
         changes, opt_state = optimizer.update(mean, opt_state, params)
         return Online(optax.apply_updates(params, changes), opt_state, carry), losses
 

@@ -14,15 +14,15 @@ def vary_like(tree: Any, like: Any) -> Any:
     Args:
       tree, like: pytrees of arrays.
     """
-    axes = frozenset().union(*(_axes(x) for x in jax.tree.leaves(like)))
+    axes = frozenset().union(*(varying_over(x) for x in jax.tree.leaves(like)))
 
     def mark(x):
-        missing = axes - _axes(x)
+        missing = axes - varying_over(x)
         return jax.lax.pcast(x, tuple(missing), to="varying") if missing else x
 
     return jax.tree.map(mark, tree)
 
 
-def _axes(x):
-    """Returns the names of the mesh axes over which an array varies."""
+def varying_over(x: jax.Array) -> frozenset[str]:
+    """Names the mesh axes over which an array varies under `jax.shard_map`; elsewhere none."""
     return jax.typeof(x).manual_axis_type.varying

@@ -17,6 +17,7 @@ STANDALONE = {
         for name in (
             "rules",
             "block_rule",
+            "gradient_sums",
             "spelling",
             "streaming",
             "online_learning",
