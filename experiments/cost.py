@@ -157,19 +157,26 @@ def estimate(target: str, costs: Costs, of: dict, jobs: list[tuple[str, Run]], b
     rows: dict[str, list[dict]] = {}
     for name, run in (bar := tqdm(jobs, unit="program")):
         bar.set_postfix_str(f"{name}, T={run.T}")
-        found = cost_on(run, batch, target, costs.site, devices=costs.devices)
-        row = {
-            "T": run.T,
-            **dataclasses.asdict(found),
-            "seconds": found.seconds,
-            "efficiency": found.efficiency,
-        }
-        rows.setdefault(name, []).append(row)
+        rows.setdefault(name, []).append(estimate_one(target, costs, run, batch))
     run, table = jobs[0][1], tabulate_target(rows, costs.T)
     found = {**of, "width": run.width, "batch": batch, "precision": run.precision, "target": target}
     write_results(costs.workdir, "target", {**found, "devices": costs.devices, "rules": rows}, table)
     several = "" if costs.devices == 1 else f"{costs.devices} x "
     print(f"\n{run.model}, {run.data}, batch {batch}, {run.precision}, {several}{target}\n\n{table}")
+    for name, points in rows.items():
+        for row in points:
+            if "too_large" in row:
+                print(f"\n{name}, T={row['T']}: {row['too_large']}")
+
+
+def estimate_one(target: str, costs: Costs, run: Run, batch: int) -> dict:
+    """A row of the table: what the update of a run costs on the target, or why it does not fit there."""
+    try:
+        found = cost_on(run, batch, target, costs.site, devices=costs.devices)
+    except MemoryError as error:
+        return {"T": run.T, "devices": costs.devices, "too_large": str(error)}
+    derived = {"seconds": found.seconds, "efficiency": found.efficiency}
+    return {"T": run.T, **dataclasses.asdict(found), **derived}
 
 
 def recipe(costs: Costs) -> tuple[Run, int]:
@@ -218,7 +225,13 @@ def fitting(run: Run, gigabytes: float) -> int:
 def fitting_on(target: str, run: Run, gigabytes: float, costs: Costs) -> int:
     """The largest batch that fits into the memory of the devices of a target, all together."""
     n = costs.devices
-    peak = lambda share: cost_on(run, n * share, target, costs.site, devices=n).peak_bytes
+
+    def peak(share):
+        try:
+            return cost_on(run, n * share, target, costs.site, devices=n).peak_bytes
+        except MemoryError:
+            return math.inf
+
     return n * largest_batch(peak, gigabytes)
 
 
@@ -261,12 +274,18 @@ def _lines(rows, steps, columns, *, compared):
     lines = []
     for T in steps:
         at = {name: row for name, points in rows.items() for row in points if row["T"] == T}
+        bptt = at.get("bptt")
+        if bptt and "too_large" in bptt:
+            bptt = None
         for name, row in at.items():
+            if "too_large" in row:
+                lines.append([str(T), name, "does not fit", *[""] * (len(columns) - 1)])
+                continue
             cells = []
             for column, value in columns.items():
                 number, form = value(row)
-                ratio = column in compared and name != "bptt" and "bptt" in at
-                over = f" ({number / value(at['bptt'])[0]:.3f})" if ratio else ""
+                ratio = column in compared and name != "bptt" and bptt is not None
+                over = f" ({number / value(bptt)[0]:.3f})" if ratio else ""
                 cells.append(f"{number:{form}}{over}")
             lines.append([str(T), name, *cells])
     return markdown_table(["T", "rule", *columns], lines)

@@ -1,13 +1,13 @@
 """Sums of gradients over the blocks of an update, to which one kernel adds all that is small.
 
-A network has dozens of small parameters: biases, scales, time constants. To add to each is a kernel of its own
-on a GPU, in every block, and takes longer to launch than to run. So they are kept end to end in one array.
+A network has dozens of small parameters: biases, scales, time constants. On a GPU the gradient of each would
+be added by a kernel of its own in every block, which takes longer to launch than to run.
 """
 
 import dataclasses
 import itertools
 import math
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from sltt_jax.varying import vary_like, varying_over
 class _Form(NamedTuple):
     """What a sum is like: the structure and shapes of the parameters, and the places of the small ones."""
 
-    structure: jax.tree_util.PyTreeDef
+    structure: Any
     shapes: tuple[tuple[int, ...], ...]
     groups: tuple[tuple[int, ...], ...]
 

@@ -66,7 +66,7 @@ def command(
                     if xla is not None:
                         xla()
                     body(given)
-            except (FloatingPointError, OSError, ValueError) as error:
+            except (FloatingPointError, MemoryError, OSError, ValueError) as error:
                 print(f"error: {error}", file=sys.stderr)
                 status = 1
             except KeyboardInterrupt:

@@ -70,6 +70,7 @@ def cost_on(
     Raises:
       ValueError: a setting that cannot be.
       FileNotFoundError: there is no such compiler in the folder `site`.
+      MemoryError: the device has too little memory, as a TPU's compiler says.
     """
     training.check_divides(batch, devices)
     places = accelerators.compile_devices(target, site, devices)

@@ -145,6 +145,7 @@ def compile_for(
 
     Raises:
       ValueError, FileNotFoundError: as `compile_devices`.
+      MemoryError: as `compile_lowered`.
     """
     (device,) = compile_devices(target, site)
     sharding = jax.sharding.SingleDeviceSharding(device)
@@ -153,7 +154,11 @@ def compile_for(
 
 
 def compile_lowered(target: str, site: Path | str, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-    """Compiles what was lowered for the devices that `compile_devices` returned."""
+    """Compiles what was lowered for the devices that `compile_devices` returned.
+
+    Raises:
+      MemoryError: the compiler refuses a program that the device has too little memory for, as a TPU's does.
+    """
     cuda: dict[str, str | bool] = {"xla_gpu_cuda_data_dir": str(_cuda(Path(site)))}
     options = cuda if accelerator(target).platform == "cuda" else None
     # JAX's cache on disk would keep such a program, but cannot read it without the device.
@@ -162,6 +167,10 @@ def compile_lowered(target: str, site: Path | str, lowered: jax.stages.Lowered) 
     jax.config.update(least, math.inf)
     try:
         return lowered.compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise MemoryError(f"{target}: {error}") from error
     finally:
         jax.config.update(least, before)
 

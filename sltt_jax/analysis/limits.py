@@ -1,5 +1,6 @@
 """Largest batch that fits into memory, and a check that more time steps do not take more of it."""
 
+import math
 from collections.abc import Callable, Sequence
 
 from sltt_jax.analysis.costs import temp_bytes, trace_gradient, with_time_steps
@@ -28,7 +29,8 @@ def largest_batch(total_bytes: Callable[[int], float], gigabytes: float, *, at_m
     handful of programs is compiled. The answer is one of them, and the next larger size another.
 
     Args:
-      total_bytes: of a batch size, from 1 up; not falling.
+      total_bytes: of a batch size, from 1 up; not falling, and infinite where all that is known is that it
+        is too much.
       gigabytes: of memory, of 10^9 bytes.
       at_most: the end of the search.
 
@@ -52,7 +54,7 @@ def largest_batch(total_bytes: Callable[[int], float], gigabytes: float, *, at_m
             fits = guess
         else:
             fits_not = guess
-        if len(sizes) % 3 == 0:  # so that it ends soon, whatever the curve
+        if len(sizes) % 3 == 0 or math.isinf(sizes[guess]):  # so that it ends soon, whatever the curve
             guess = (fits + fits_not) // 2 if fits_not <= at_most else 2 * fits
         else:
             guess = _on_the_line(sizes, limit)
@@ -61,9 +63,10 @@ def largest_batch(total_bytes: Callable[[int], float], gigabytes: float, *, at_m
 
 def _on_the_line(sizes: dict[int, float], limit: float) -> int:
     """Estimates the batch size that takes `limit` bytes, by the line through the two sizes nearest to it."""
-    if len(sizes) == 1:
+    known = [item for item in sizes.items() if item[1] < math.inf]
+    if len(known) == 1:
         return 8
-    nearest = sorted(sizes.items(), key=lambda item: (abs(item[1] - limit), -item[0]))
+    nearest = sorted(known, key=lambda item: (abs(item[1] - limit), -item[0]))
     (a, bytes_a), (b, bytes_b) = nearest[:2]
     if bytes_a == bytes_b:
         return 2 * max(a, b)

@@ -92,6 +92,14 @@ def test_a_function_compiled_for_every_target(target):
 
 @needs_compilers
 @pytest.mark.slow
+def test_what_does_not_fit_into_a_tpu_is_said():
+    x = jax.ShapeDtypeStruct((2**16, 2**16), jnp.float32)  # 16 GiB, twice
+    with pytest.raises(MemoryError, match=r"tpu-v5e: RESOURCE_EXHAUSTED: .* exceeds available HBM"):
+        accelerators.compile_for("tpu-v5e", SITE, lambda x: x @ x, x)
+
+
+@needs_compilers
+@pytest.mark.slow
 def test_two_processes_compile_for_a_tpu_at_once():
     """The compiler would lock the TPU of the machine, which there is none of, for the first of them."""
     script = (

@@ -1,5 +1,6 @@
 """What fits into memory, the check for tests of one's own networks, and the clock."""
 
+import math
 from functools import partial
 
 import jax
@@ -49,6 +50,13 @@ def test_largest_batch_of_programs_that_grow_by_leaps():
         fitting = int((sizes <= limit).sum())
         assert largest_batch(f, limit / 1e9, at_most=300) == fitting
         assert len(asked) <= 25 and (fitting == 0 or fitting in asked)
+
+
+def test_largest_batch_where_nothing_is_known_of_what_is_too_large():
+    """As of a TPU, whose compiler gives up: 4e8 + 1e7 B <= 1e9."""
+    f, asked = counted(lambda batch: 4e8 + 1e7 * batch if batch <= 60 else math.inf)
+    assert largest_batch(f, 1.0) == 60 and len(asked) <= 10
+    assert largest_batch(lambda batch: math.inf, 1.0) == 0
 
 
 def test_largest_batch_at_its_ends():
