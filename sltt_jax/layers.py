@@ -178,10 +178,24 @@ def _convolve(xs, kernel, stride, padding, dtype):
     return y.reshape(*xs.shape[:-3], *y.shape[1:])
 
 
-class ScaledWSConv(nn.Module):
-    """Convolution with scaled weight standardisation (Brock et al. 2021), which needs no batch statistics.
+def standardised(kernel: jax.Array, gain: jax.Array) -> jax.Array:
+    """Standardises the weights of a convolution (scaled weight standardisation, Brock et al. 2021).
 
         kernel' = gain (kernel - mean) / sqrt(var fan_in + 1e-4)        per output channel, var unbiased
+
+    Args:
+      kernel: `[height, width, inputs, features]`.
+      gain: `[features]`.
+    """
+    fan_in = math.prod(kernel.shape[:-1])
+    var = kernel.var((0, 1, 2), ddof=1, keepdims=True)
+    mean = kernel.mean((0, 1, 2), keepdims=True)
+    gain = jax.lax.broadcast_to_rank(gain, kernel.ndim)
+    return (kernel - mean) * (gain * jax.lax.rsqrt(var * fan_in + 1e-4))
+
+
+class ScaledWSConv(nn.Module):
+    """Convolution with scaled weight standardisation (`standardised`), which needs no batch statistics.
 
     Attributes:
       features: output channels.
@@ -205,10 +219,6 @@ class ScaledWSConv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (*self.kernel_size, xs.shape[-1], self.features))
         gain = self.param("gain", nn.initializers.ones, (self.features,))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        fan_in = math.prod(kernel.shape[:-1])
-        var = kernel.var((0, 1, 2), ddof=1, keepdims=True)
-        mean = kernel.mean((0, 1, 2), keepdims=True)
-        gain = jax.lax.broadcast_to_rank(gain, kernel.ndim)
-        kernel = (kernel - mean) * (gain * jax.lax.rsqrt(var * fan_in + 1e-4))
+        kernel = standardised(kernel, gain)
         y = at_least_float32(_convolve(xs, kernel, self.strides, self.padding, self.dtype))
         return y + jax.lax.broadcast_to_rank(bias, y.ndim)

@@ -1,0 +1,12 @@
+"""Networks in NIR, the Neuromorphic Intermediate Representation (Pedersen et al. 2024), and back.
+
+    graph = to_nir(model, params, state, x)          # nir.write("digits.nir", graph)
+    apply, params, state = from_nir("digits.nir")    # of snnTorch, spikingjelly, norse, ...
+
+NIR's neurons are differential equations and know no time step; `dt` is how many seconds a step is. What maps
+to what is in docs/neuromorphic.md. It needs the package nir: pip install "sltt-jax[nir]".
+"""
+
+from sltt_jax.nir.to_nir import to_nir
+
+__all__ = ["to_nir"]
