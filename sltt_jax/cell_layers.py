@@ -173,15 +173,17 @@ class LI(Cells):
 
     Attributes:
       tau: time constant in steps.
+      decay_input: multiply the input by `1/tau`: a moving average, as large at any `tau`.
     """
 
     tau: float = 2.0
+    decay_input: bool = False
     step = staticmethod(li_step)
     state = "v"
     spikes = False
 
     def parameters(self, xs):
-        return (self.time_constant(xs, self.tau),)
+        return self.time_constant(xs, self.tau), self.decay_input
 
 
 class Recurrent(nn.Module):

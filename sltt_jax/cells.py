@@ -13,15 +13,21 @@ from sltt_jax.cell_blocks import over_time
 from sltt_jax.neurons import Neuron, check_current, check_tau, lif_step, spikes_of
 
 
-def li_step(v: jax.Array, x: jax.Array, tau: float | jax.Array = 2.0) -> tuple[jax.Array, jax.Array]:
+def li_step(
+    v: jax.Array, x: jax.Array, tau: float | jax.Array = 2.0, decay_input: bool = False
+) -> tuple[jax.Array, jax.Array]:
     """Advances leaky integrators by one step: a readout that does not spike.
 
         v[t] = (1 - 1/tau) v[t-1] + x[t]
+
+    With `decay_input` it is `x[t]/tau`, which makes the membrane a moving average of its input, as large at
+    any `tau`.
 
     Args:
       v: membrane after the step before, `[B, ...]`.
       x: input current of this step, `[B, ...]`, floating point.
       tau: membrane time constant in steps, >= 1, a number or one for every unit.
+      decay_input: multiply the input by `1/tau`.
 
     Returns:
       `(v, v)`: the membrane, as the state and as the output.
@@ -31,7 +37,7 @@ def li_step(v: jax.Array, x: jax.Array, tau: float | jax.Array = 2.0) -> tuple[j
     """
     check_current(v, x)
     check_tau("tau", tau)
-    v = (1 - 1 / tau) * v + x
+    v = (1 - 1 / tau) * v + (x / tau if decay_input else x)
     return v, v
 
 

@@ -69,6 +69,11 @@ LAYERS = {
         ("v", "i"),
     ),
     "LI": (lambda learn: LI(5.0, learn_tau=learn), lambda xs, tau: li(ZERO, xs, tau("", 5.0)), ("v",)),
+    "LI, a moving average": (
+        lambda learn: LI(5.0, decay_input=True, learn_tau=learn),
+        lambda xs, tau: li(ZERO, xs / jnp.reshape(tau("", 5.0), (1, 1, -1)), tau("", 5.0)),
+        ("v",),
+    ),
 }
 
 
@@ -91,7 +96,7 @@ def test_a_layer_is_its_function(name, learn):
     chex.assert_trees_all_close(ys, expected, atol=1e-6)
     by_name = dict(zip(names, end if isinstance(end, tuple) else (end,), strict=True))
     chex.assert_trees_all_close(changed["membrane"], by_name, atol=1e-5)
-    if name == "LI":
+    if not layer.spikes:
         assert FIRING_RATE not in changed
     else:
         assert 0.05 < ys.mean() < 0.6
@@ -174,6 +179,17 @@ def test_recurrent_networks(name, x64):
     learned = [path for path, _ in jax.tree_util.tree_leaves_with_path(params) if "logit_decay" in str(path)]
     assert len(learned) == {"alif": 3, "synaptic": 3, "plain lif": 0}[name]
     assert ("Recurrent_0" in params) == model.recurrent
+
+
+def test_a_readout_that_averages_is_as_large_at_any_time_constant():
+    plain = RecurrentNet((8,), 4, neuron=SLOW, tau_readout=50.0, learn_tau=False)
+    xs = jnp.asarray(rng.normal(size=(8, B, 5)), jnp.float32)
+    params, state = functional.init(plain, jax.random.key(1, impl="rbg"), xs[0])
+    outputs = lambda model, xs: functional.applier(model)(params, state, xs, temporal_gradient=True)[0]
+    models = plain, plain.clone(decay_readout=True)
+    sums, averages = jax.jit(lambda xs: [outputs(model, xs) for model in models])(xs)
+    chex.assert_trees_all_close(averages, sums / 50, rtol=1e-5)
+    assert jnp.abs(sums).max() > 0.1
 
 
 def test_what_a_recurrent_network_refuses():

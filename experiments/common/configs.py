@@ -56,6 +56,7 @@ class Config:
       tau_a: first time constant of the adaptation of alif, in steps.
       tau_spread: how far the first time constants of its neurons are spread, see `cell_layers.Cells`.
       tau_readout: first time constant of the leaky readout of recurrent, in steps.
+      decay_readout: that readout multiplies its input by 1/tau, so that it is as large at any tau_readout.
       width: multiplies the channels of the other networks.
       rule: training rule, as `str` spells it: "sltt(6)", "sltt_k(2, draw=first)", "bptt(remat=True)",
         "tbptt(4)"; or its kind alone, which takes its numbers from the flags below.
@@ -104,6 +105,7 @@ class Config:
     tau_a: float = 100.0
     tau_spread: float = 1.0
     tau_readout: float = 20.0
+    decay_readout: bool = False
     width: float = 1.0
     rule: str = "sltt"
     T: int = 6
@@ -197,7 +199,8 @@ def make_model(config: Config, classes: int, *, axis_name: str | None = None) ->
     if config.model == RECURRENT:
         return models.RecurrentNet(
             features=config.features, cell=config.cell, recurrent=config.lateral, tau_a=config.tau_a,
-            tau_spread=config.tau_spread, tau_readout=config.tau_readout, dropout=config.dropout, **common,
+            tau_spread=config.tau_spread, tau_readout=config.tau_readout,
+            decay_readout=config.decay_readout, dropout=config.dropout, **common,
         )  # fmt: skip
     if config.model in NF_RESNETS:
         return NF_RESNETS[config.model](width=config.width, **common)

@@ -66,11 +66,12 @@ def qtdb() -> Config:
 def psmnist() -> Config:
     """MNIST, a pixel a step, in an order that was drawn once; adaptive recurrent neurons.
 
-    python experiments/train.py psmnist --rule "tbptt(28)"
+    python experiments/train.py psmnist --rule "tbptt(56)"
     """
     return dataclasses.replace(
-        qtdb(), preset="psmnist", data="psmnist", features=(128,), T=784, epochs=20, batch_size=128
-    )
+        qtdb(), preset="psmnist", data="psmnist", features=(64,), T=784, v_threshold=0.3, tau_a=200.0,
+        tau_readout=100.0, decay_readout=True, batch_size=32, lr=2e-2,
+    )  # fmt: skip
 
 
 def fsdd() -> Config:

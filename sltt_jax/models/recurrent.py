@@ -27,6 +27,8 @@ class RecurrentNet(nn.Module):
       tau_syn: of "synaptic", see `synaptic_step`.
       readout: "li", leaky integrators whose membranes are the outputs, or "lif", neurons whose spikes are.
       tau_readout: time constant of the readout in steps.
+      decay_readout: a "li" readout multiplies its input by 1/tau_readout, so that outputs, and what an update
+        changes of them, are as large at any tau_readout.
       learn_tau: learn all time constants, from these on.
       tau_spread: of those of the hidden layers, see `Cells`.
       dropout: share of spikes that are dropped, the same ones at every step.
@@ -47,6 +49,7 @@ class RecurrentNet(nn.Module):
     tau_syn: float = 5.0
     readout: str = "li"
     tau_readout: float = 20.0
+    decay_readout: bool = False
     learn_tau: bool = True
     tau_spread: float = 0.0
     dropout: float = 0.0
@@ -71,6 +74,7 @@ class RecurrentNet(nn.Module):
             xs = Dropout(self.dropout, deterministic=not train)(xs)
         xs = at_least_float32(Dense(self.classes, dtype=self.dtype)(xs))
         if self.readout == "li":
-            return LI(self.tau_readout, learn_tau=self.learn_tau)(xs, temporal_gradient=temporal_gradient)
+            readout = LI(self.tau_readout, decay_input=self.decay_readout, learn_tau=self.learn_tau)
+            return readout(xs, temporal_gradient=temporal_gradient)
         neuron = dataclasses.replace(self.neuron, tau=self.tau_readout)
         return LIF(neuron, learn_tau=self.learn_tau)(xs, temporal_gradient=temporal_gradient)
