@@ -57,7 +57,8 @@ NETWORKS = {
         Sequence((
             Dense(9), LIF(NO_LEAK), Dense(9, use_bias=False), LIF(BY_TAU),
             Dense(9), Synaptic(BY_TAU, tau_syn=3.0),
-            Dense(9), Recurrent(LIF(RESTING)), Dense(9), Recurrent(Synaptic(HARD)), Dense(3), LI(2.5),
+            Dense(9), Recurrent(LIF(RESTING)), Dense(9), Recurrent(Synaptic(HARD)),
+            Dense(5), LI(4.0, decay_input=True), Dense(3), LI(2.5),
         )),
         VECTORS,
     ),

@@ -95,7 +95,7 @@ def cell_of(call: Call, params: PyTree) -> Cell:
         return every(tau if p is None else tau_of(p))
 
     if isinstance(layer, LI):
-        return Cell(call.name, time_constant(layer.tau), None, None, None, False)
+        return Cell(call.name, time_constant(layer.tau), None, None, None, layer.decay_input)
     neuron = layer.neuron
     if neuron.v_reset is None:
         raise ValueError(
