@@ -37,6 +37,17 @@ jax.monitoring.register_event_duration_secs_listener(_on_duration)
 jax.monitoring.register_event_listener(_on_event)
 
 
+# Slow files that take longest, or wait for other processes, begin first: no worker is left alone with one.
+FIRST = (
+    "test_faults", "test_processes", "test_notebooks", "test_targets", "test_parity", "test_docs",
+    "test_recipes", "test_peers", "test_paper_claims", "test_fuzz",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: [*FIRST, item.path.stem].index(item.path.stem))
+
+
 def pytest_sessionfinish(session):
     if hasattr(
         session.config, "workeroutput"
