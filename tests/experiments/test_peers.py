@@ -10,9 +10,8 @@ import pytest
 from peers import protocol, with_plain_flax, with_sltt_jax, with_sltt_jax_devices
 from peers.workloads import LEARNING_RATE, OWN_RULES, WORKLOADS, flattened, own_rules
 
-from sltt_jax import functional, parse_rule, rules, run
+from sltt_jax import functional, models, parse_rule, rules, run
 from sltt_jax.layers import FIRING_RATE
-from sltt_jax.models import VGG11, ResNet18
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -135,8 +134,8 @@ def same(a, b, bound=1e-4):
 @pytest.mark.slow
 def test_all_compute_the_same(name, kinds, x64, monkeypatch):
     """Losses and gradients, of this library under its rules and of those that are written by hand."""
-    for network in (ResNet18, VGG11):
-        monkeypatch.setattr(with_sltt_jax, network.__name__, partial(network, width=WIDTH))
+    for network in ("ResNet18", "VGG11"):
+        monkeypatch.setattr(with_sltt_jax, network, partial(getattr(models, network), width=WIDTH))
     workload = small(name)
     sltt, bptt = by_hand_in_torch(workload, "sltt"), by_hand_in_torch(workload, "bptt")
     assert sltt[0] == pytest.approx(bptt[0], rel=1e-12)
