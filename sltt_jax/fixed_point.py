@@ -46,7 +46,7 @@ class IntegerNeuron:
             raise ValueError(f"threshold must be an integer >= 1, got {self.threshold}")
 
 
-def integer_neuron(neuron: Neuron, scale: float | jax.Array) -> IntegerNeuron:
+def integer_neuron(neuron: Neuron, scale: float | np.ndarray | jax.Array) -> IntegerNeuron:
     """Makes the integer form of a layer's neurons.
 
     The threshold is the least integer that reaches the other: `U * scale >= v_threshold` exactly where

@@ -53,13 +53,8 @@ def quantise(
     """
     how = _checked(params, bits, per_channel, power_of_two)
     leaves, structure = jax.tree.flatten(params)
-    parts = [_integers_and_scale(p, *how) if _is_kernel(p) else (None, None) for p in leaves]
-    integers, scales = zip(*parts, strict=True)
-    rounded = [
-        p if q is None else q.astype(p.dtype) * scale
-        for p, q, scale in zip(leaves, integers, scales, strict=True)
-    ]
-    return Quantised(*map(structure.unflatten, (integers, scales, rounded)))
+    parts = [_quantised_kernel(p, *how) if _is_kernel(p) else (None, None, p) for p in leaves]
+    return Quantised(*map(structure.unflatten, zip(*parts, strict=True)))
 
 
 def quantised(apply: Apply, bits: int = 8, *, per_channel: bool = False, power_of_two: bool = False) -> Apply:
@@ -99,7 +94,9 @@ def _is_kernel(p):
     return jnp.ndim(p) >= 2 and jnp.issubdtype(jnp.result_type(p), jnp.floating)
 
 
-def _integers_and_scale(w, bits, per_channel, power_of_two):
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _quantised_kernel(w, bits, per_channel, power_of_two):
+    """Returns the integers, the scale and the product of the two."""
     most = 2 ** (bits - 1) - 1
     largest = jnp.abs(w).max(tuple(range(w.ndim - 1)), keepdims=True) if per_channel else jnp.abs(w).max()
     scale = largest / most
@@ -108,13 +105,13 @@ def _integers_and_scale(w, bits, per_channel, power_of_two):
         scale = jnp.ldexp(jnp.ones_like(scale), exponent - (fraction == 0.5))
     scale = jnp.where(largest == 0, 1, scale)
     along = jax.lax.broadcast_to_rank(scale, w.ndim)
-    return jnp.round(w / along).astype(jnp.int8 if bits <= 8 else jnp.int16), scale
+    integers = jnp.round(w / along)
+    return integers.astype(jnp.int8 if bits <= 8 else jnp.int16), scale, integers * along
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
 def _rounded(w, bits, per_channel, power_of_two):
-    integers, scale = _integers_and_scale(w, bits, per_channel, power_of_two)
-    return integers.astype(w.dtype) * jax.lax.broadcast_to_rank(scale, w.ndim)
+    return _quantised_kernel(w, bits, per_channel, power_of_two)[2]
 
 
 @_rounded.defjvp

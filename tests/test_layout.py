@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BASE = ("sltt_jax.blocks", "sltt_jax.varying", "sltt_jax.damage", "sltt_jax.traces", "sltt_jax.bits")
+BASE = (
+    *("sltt_jax.blocks", "sltt_jax.varying", "sltt_jax.damage", "sltt_jax.traces", "sltt_jax.bits"),
+    "sltt_jax.quantisation",
+)
 STANDALONE = {
     *BASE,
     *(
@@ -22,7 +25,6 @@ STANDALONE = {
             "streaming",
             "online_learning",
             "losses",
-            "quantisation",
         )
     ),
 }
