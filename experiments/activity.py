@@ -160,6 +160,8 @@ def show(found: dict) -> str:
         f"{t['state_reads']:.4g} words of {t['state_bits']} bits read and as many written: "
         f"{t['bytes'] / 2**10:.4g} KiB",
     ]
+    if "neurobench" in found:
+        lines += ["", "NeuroBench"]
     for name, value in found.get("neurobench", {}).items():
         entries = value.items() if isinstance(value, dict) else [("", value)]
         lines.append(f"{name:22}  {', '.join(f'{entry} {number:.6g}'.strip() for entry, number in entries)}")
