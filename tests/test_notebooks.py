@@ -30,8 +30,8 @@ def pictures(cell):
     return sum("image/png" in output["data"] for output in of_kind(cell, "display_data"))
 
 
-def test_there_are_five():
-    assert len(NOTEBOOKS) == 5
+def test_there_are_six():
+    assert len(NOTEBOOKS) == 6
 
 
 def test_the_script_of_the_electrocardiograms_is_short():
