@@ -119,6 +119,20 @@ def test_a_run_on_images_is_killed_resumed_and_evaluated(tmp_path, monkeypatch, 
     assert one["parameters_sha256"] == other["parameters_sha256"] and np.isfinite(one["test_loss"])
 
 
+@pytest.mark.slow
+def test_weights_there_and_back(tmp_path):
+    """By the words of the page; without a spike the logits would be 0.04."""
+    pytest.importorskip("spikingjelly", reason="what the weights come from is an optional dependency")
+    for block in blocks(page("coming_from")):
+        if block.title:
+            (tmp_path / block.title).write_text(block.text)
+    for script in ("save.py", "read.py", "load.py"):
+        command = [sys.executable, "-W", "ignore", script]
+        run = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, check=True, stdout=subprocess.PIPE)
+    logits, apart = re.fullmatch(r"logits up to (\S+), apart by (\S+)\n", run.stdout.decode()).groups()
+    assert float(logits) > 0.3 and float(apart) < 1e-2
+
+
 def kill_after(process, checkpoints, enough):
     """Kills a process when there are such checkpoints."""
     end = time.monotonic() + 300

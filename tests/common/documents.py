@@ -41,7 +41,7 @@ def run_page(page, folder, monkeypatch, capsys):
         elif block.language == "python":
             exec(block.text, names)
         elif block.language == "bash":
-            for line in block.text.splitlines():
+            for line in block.text.replace("\\\n", " ").splitlines():
                 _python(shlex.split(line, comments=True), names, monkeypatch)
         else:
             continue
