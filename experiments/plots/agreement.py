@@ -53,7 +53,7 @@ def plot_steps(ends: dict, path: Path, *, tau: float, title: str):
     lags = np.arange(1, ends["T"])
     for (cosine, temporal), when in zip(grid, ("start", "end"), strict=True):
         for i, (color, label, layer) in enumerate(_by_depth(list(ends[when]["cosine"]))):
-            size = max(8 - 3 * i, 2)  # ever smaller marks, so that layers that lie on each other all show
+            size = max(6 - 3 * i, 2)  # ever smaller marks, so that layers that lie on each other all show
             values = [NOTHING if v is None else v for v in ends[when]["cosine"][layer]]
             cosine.plot(range(1, len(values) + 1), values, "o-", color=color, label=label)
             norms = ends[when]["lags"][layer]

@@ -28,8 +28,10 @@ def tar(files):
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
         for name, data in files.items():
-            member = data if isinstance(data, tarfile.TarInfo) else tarfile.TarInfo(name)
-            content = b"" if isinstance(data, tarfile.TarInfo) else data
-            member.size = member.size or len(content)
-            archive.addfile(member, io.BytesIO(content) if content else None)
+            if isinstance(data, tarfile.TarInfo):  # `addfile` wants what a header says, from Python 3.13 on
+                archive.offset += out.write(data.tobuf())
+                continue
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
     return out.getvalue()
