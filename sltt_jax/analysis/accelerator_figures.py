@@ -1,7 +1,11 @@
 """Figures of GPUs and TPUs: what their makers state, and how XLA's compiler is told of a GPU.
 
-Sources: NVIDIA's data sheets of A100, H100 and H200 (SXM; without sparsity) and of the hosts of eight of
-them, Google's documentation of TPU v5e, v5p and v6e.
+Memory, its bandwidth and operations are of NVIDIA's data sheets of A100 80GB, H100 and H200 (SXM; without
+sparsity) and of the pages of TPU v5e, v5p and v6e in Google Cloud's documentation. Links are stated there for
+both directions together, of which half is taken here: NVLink 600 GB/s of an A100, 900 GB/s of an H100 or
+H200; ICI 400 GB/s of a TPU v5e, 1200 GB/s of a v5p, 800 GB/s of a v6e. Networks are those of NVIDIA's own
+hosts: an adapter for each GPU, of 200 Gb/s in the DGX A100 and 400 Gb/s in the DGX H100 and H200. None of
+this has been measured here, and no transfer reaches it.
 """
 
 import dataclasses
