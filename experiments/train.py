@@ -7,7 +7,8 @@ config.json, metrics.jsonl (a line an epoch), summary.json, curves.png and check
 resumes a run that was stopped.
 
 A rule is written as in Python, `--rule "sltt_k(2, draw=first)"`, or by its kind and flags, `--rule sltt_k
---k 2 --draw first`.
+--k 2 --draw first`. `--rule bptt` alone takes `--chunk auto`, which finds the chunk with the fewest bytes to move
+from three compiled programs or so; `--rule "bptt(1)"` goes step by step.
 
 On several hosts, each runs the same command with its own number (or `--coordinator auto` under Slurm):
 
@@ -41,8 +42,10 @@ class Training(Run):
     num_processes: int | None = None
     process_id: int | None = None
 
-    def __post_init__(self, *flags):
-        super().__post_init__(*flags)
+    def __post_init__(self, k, draw, scale, window, chunk, remat):
+        if self.rule.strip() == "bptt" and chunk is None and not remat:
+            chunk = "auto"
+        super().__post_init__(k, draw, scale, window, chunk, remat)
         check_numbers(self, "num_processes")
         told = [
             self.coordinator not in (None, "auto"),

@@ -67,7 +67,7 @@ class Config:
       scale: sltt_k divides the sum of their gradients by T ("paper", the default) or by k ("unbiased").
       window: steps between two cuts, of tbptt; by default 2.
       chunk: steps that go through the network together, of sltt and bptt, by default 1; "auto" is one that is
-        likely to be fast.
+        likely to be fast, the default of bptt in train.py.
       remat: bptt computes again what it would have to keep.
       tau: membrane time constant in steps.
       v_threshold: firing threshold.

@@ -122,7 +122,7 @@ def describe(experiment: Experiment) -> dict:
     run = experiment.run
     return {
         "preset": run.preset,
-        "rule": run.rule,
+        "rule": str(experiment.rule),
         "T": run.T,
         "precision": run.precision,
         "seed": run.seed,

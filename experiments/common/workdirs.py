@@ -12,7 +12,7 @@ import jax
 from common.command import read_json, write_json
 from common.configs import Config
 from common.presets import reduced
-from common.rule_flags import AUTO
+from common.rule_flags import AUTO, spell
 from common.runs import Experiment, Run, build
 
 from sltt_jax import training
@@ -132,6 +132,8 @@ def workdir_of(path: Path) -> Path:
 def read_run(workdir: Path, data_dir: Path, **changes: Any) -> Run:
     """Reads the settings of the run in a workdir, changed where `changes` names them.
 
+    What reads a run trains no further, so that no chunk is looked for where it is "auto".
+
     Raises:
       FileNotFoundError: there is none.
       ValueError: its settings are damaged.
@@ -139,7 +141,8 @@ def read_run(workdir: Path, data_dir: Path, **changes: Any) -> Run:
     found = _read(workdir)
     if found is None:
         raise FileNotFoundError(f"{workdir} holds no run: it has no {CONFIG}")
-    return dataclasses.replace(found, init_from=None, data_dir=data_dir, **changes)
+    rule = spell(AUTO[found.rule]) if found.rule in AUTO else found.rule
+    return dataclasses.replace(found, **{"rule": rule, "init_from": None, "data_dir": data_dir} | changes)
 
 
 def read_summary(workdir: Path) -> dict:

@@ -51,7 +51,8 @@ def auto_chunk(
     Args:
       apply, step_loss, params, state, inputs, target: as for `cost`; of arrays only shapes and types matter.
       gigabytes: that the temporaries may take, of 10^9 bytes; by default 4 on a CPU, and elsewhere four
-        fifths of what JAX may take of the device's own memory.
+        fifths of what JAX may take of the device's own memory. BPTT keeps all steps at any chunk: where it
+        needs more than the default, that chunk is chosen that takes least.
       rule: whose chunk it is; by default that of `sltt`.
 
     Returns:
@@ -61,6 +62,7 @@ def auto_chunk(
       ValueError: gigabytes is not above 0, or no chunk fits into it.
     """
     rule = sltt() if rule is None else rule
+    may_take_more = gigabytes is None and isinstance(rule, bptt)
     if gigabytes is None:
         gigabytes = _memory_of_device()
     if not gigabytes > 0:
@@ -92,6 +94,8 @@ def auto_chunk(
     for chunk in sorted(divisors, key=moved):
         if fits(chunk):
             return chunk
+    if may_take_more:
+        return min(divisors, key=taken)
     raise ValueError(
         f"{type(rule).__name__}(chunk=1) takes {taken(1) / GIGABYTE:.3f} GB of temporaries, more than the "
         f"{gigabytes} GB given"

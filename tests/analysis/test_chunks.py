@@ -56,7 +56,7 @@ def test_the_memory_given_is_a_bound():
 
 
 @pytest.mark.slow
-def test_bptt_has_a_chunk_too():
+def test_bptt_has_a_chunk_too(monkeypatch):
     """Its own memory is the bound: the longest chunk that fits is taken."""
     args, taken = arguments("wide", 6), {}
     for c in (1, 2, 3, 6):
@@ -68,6 +68,8 @@ def test_bptt_has_a_chunk_too():
         assert auto_chunk(*args, gigabytes=limit, rule=bptt()) == longest, taken
     with pytest.raises(ValueError, match=r"bptt\(chunk=1\) takes .* GB of temporaries, more than the"):
         auto_chunk(*args, gigabytes=0.99 * min(taken.values()), rule=bptt())
+    monkeypatch.setattr(chunks, "_CPU_GIGABYTES", 0.99 * min(taken.values()))  # nothing fits, nothing is asked
+    assert auto_chunk(*args, rule=bptt()) == min(taken, key=lambda chunk: taken[chunk])
 
 
 @pytest.mark.slow

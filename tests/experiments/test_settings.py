@@ -16,8 +16,11 @@ import temporal_limits
 import train
 from common import presets
 from common.configs import Config
+from common.presets import reduced
 from common.rule_flags import spelt
+from common.runs import Run, build
 
+from sltt_jax import bptt
 from tests.common.scripts import assert_refused, call, unboxed
 
 
@@ -109,6 +112,8 @@ def test_unknown_names_are_answered_with_the_known_ones(monkeypatch, capsys):
         ("sltt", {"k": 3, "window": 2, "draw": "last"}, "sltt"),
         ("sltt", {"chunk": "auto"}, "sltt(auto)"),
         ("sltt(auto)", {}, "sltt(auto)"),
+        ("bptt", {}, "bptt(1)"),
+        ("bptt(1)", {"chunk": 1}, "bptt(1)"),
         ("bptt", {"chunk": "auto"}, "bptt(auto)"),
         ("bptt", {"chunk": 2, "remat": True}, "bptt(2, remat=True)"),
         ("bptt(remat=True)", {"remat": True}, "bptt(remat=True)"),
@@ -125,6 +130,22 @@ def test_a_rule_has_one_spelling(text, flags, rule):
     assert spelt(rule, {}, T=6, k=4) == rule  # which names it again
     config = Config("digits", "digits", rule=text, paper_k=4, **flags)
     assert config == Config("digits", "digits", rule=rule, paper_k=4) and config.rule == rule
+
+
+def test_bptt_alone_finds_its_chunk_where_a_network_is_trained():
+    """But in the scripts that compare rules "bptt" goes step by step."""
+    of = lambda rule, **flags: train.Training.of("digits_mlp", rule=rule, **flags)
+    assert of("bptt").rule == of(" bptt ", chunk="auto").rule == of("bptt(auto)").rule == "bptt(auto)"
+    assert of("bptt", chunk=1).rule == of("bptt(1)").rule == "bptt(1)"
+    assert (of("bptt", chunk=2).rule, of("bptt", remat=True).rule) == ("bptt(2)", "bptt(remat=True)")
+    assert reduced(of("bptt(1)")).rule == "bptt(1)" and of("sltt").rule == "sltt"
+    assert Run.of("digits_mlp", rule="bptt").rule == "bptt(1)"
+
+
+@pytest.mark.slow
+def test_the_chunk_that_is_found_trains():
+    experiment = build(train.Training.of("digits_mlp", rule="bptt", T=2, batch_size=16))
+    assert experiment.rule == bptt(2) and experiment.run.rule == "bptt(2)"  # few steps, many weights
 
 
 @pytest.mark.parametrize(
