@@ -7,8 +7,8 @@ config.json, metrics.jsonl (a line an epoch), summary.json, curves.png and check
 resumes a run that was stopped.
 
 A rule is written as in Python, `--rule "sltt_k(2, draw=first)"`, or by its kind and flags, `--rule sltt_k
---k 2 --draw first`. `--rule bptt` alone takes `--chunk auto`, which finds the chunk with the fewest bytes to move
-from three compiled programs or so; `--rule "bptt(1)"` goes step by step.
+--k 2 --draw first`. `--rule bptt` alone takes `--chunk auto`, which finds the chunk that moves the fewest
+bytes from three compiled programs or so; `--rule "bptt(1)"` goes step by step.
 
 On several hosts, each runs the same command with its own number (or `--coordinator auto` under Slurm):
 

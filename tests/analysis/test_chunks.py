@@ -68,7 +68,8 @@ def test_bptt_has_a_chunk_too(monkeypatch):
         assert auto_chunk(*args, gigabytes=limit, rule=bptt()) == longest, taken
     with pytest.raises(ValueError, match=r"bptt\(chunk=1\) takes .* GB of temporaries, more than the"):
         auto_chunk(*args, gigabytes=0.99 * min(taken.values()), rule=bptt())
-    monkeypatch.setattr(chunks, "_CPU_GIGABYTES", 0.99 * min(taken.values()))  # nothing fits, nothing is asked
+    # Nothing fits, and nothing was asked for.
+    monkeypatch.setattr(chunks, "_CPU_GIGABYTES", 0.99 * min(taken.values()))
     assert auto_chunk(*args, rule=bptt()) == min(taken, key=lambda chunk: taken[chunk])
 
 
