@@ -43,9 +43,10 @@ class Training(Run):
     process_id: int | None = None
 
     def __post_init__(self, k, draw, scale, window, chunk, remat):
-        if self.rule.strip() == "bptt" and chunk is None and not remat:
-            chunk = "auto"
-        super().__post_init__(k, draw, scale, window, chunk, remat)
+        alone = self.rule.strip() == "bptt" and chunk is None and not remat
+        super().__post_init__(k, draw, scale, window, "auto" if alone else chunk, remat)
+        if self.rule == "bptt":  # what a copy of these settings would take for "bptt(auto)"
+            object.__setattr__(self, "rule", "bptt(1)")
         check_numbers(self, "num_processes")
         told = [
             self.coordinator not in (None, "auto"),

@@ -14,18 +14,13 @@ AUTO = {
 STEPS = "k", "window", "chunk"  # what may be at most T
 
 
-def spell(rule: rules.Rule) -> str:
-    """Spells a rule as `str` does, but for "bptt(1)": `train.py` takes "bptt" alone for "bptt(auto)"."""
-    return "bptt(1)" if rule == rules.bptt() else str(rule)
-
-
 def steps_needed(rule: rules.Rule) -> int:
     """The least T that a rule can do with."""
     return max(getattr(rule, name, 1) for name in STEPS)
 
 
 def spelt(text: str, flags: dict[str, Any], *, T: int, k: int) -> str:
-    """Spells the rule that is named by `text` and flags, as `spell` does.
+    """Spells the rule that is named by `text` and flags, as `str(rule)` does.
 
     Args:
       text: a rule as it is spelt, or its kind alone, "sltt_k".
@@ -53,7 +48,7 @@ def spelt(text: str, flags: dict[str, Any], *, T: int, k: int) -> str:
             rule = rules.parse_rule(text)
         for name in STEPS:
             check_at_most_T(name, getattr(rule, name, 1), T)
-        spelling, settings = spell(rule), vars(rule)
+        spelling, settings = str(rule), vars(rule)
     for name, value in given.items():
         if settings.get(name, value) != value:
             raise ValueError(f"--rule {text} and --{name} {value} contradict each other")

@@ -15,7 +15,7 @@ from common.command import check_numbers
 from common.configs import Config, make_model
 from common.opened import OpenData, open_data
 from common.presets import PRESETS, reduced
-from common.rule_flags import AUTO, spell
+from common.rule_flags import AUTO
 
 from sltt_jax import functional, losses, rules, training
 from sltt_jax.analysis import auto_chunk
@@ -157,7 +157,7 @@ def build(run: Run) -> Experiment:
     if run.rule in AUTO:
         rule = AUTO[run.rule]
         chunk = _chosen_chunk(run, rule, data, model, step_loss, len(devices))
-        run = dataclasses.replace(run, rule=spell(dataclasses.replace(rule, chunk=chunk)))
+        run = dataclasses.replace(run, rule=str(dataclasses.replace(rule, chunk=chunk)), chunk=chunk)
     if run.epochs * data.train.steps_per_epoch >= 2**31:  # updates are counted in int32
         raise ValueError(f"epochs must be < {2**31 // data.train.steps_per_epoch} here, got {run.epochs}")
     schedule = training.cosine_per_epoch(

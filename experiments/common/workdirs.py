@@ -12,7 +12,7 @@ import jax
 from common.command import read_json, write_json
 from common.configs import Config
 from common.presets import reduced
-from common.rule_flags import AUTO, spell
+from common.rule_flags import AUTO, spelt
 from common.runs import Experiment, Run, build
 
 from sltt_jax import training
@@ -102,6 +102,7 @@ def config_of(run: Run) -> dict:
     names = {field.name for field in dataclasses.fields(Config)} | {"made", "init_from"}
     names |= {"gigabytes"} if run.rule in AUTO else set()
     settings = {k: v for k, v in dataclasses.asdict(run).items() if k in names}
+    settings["rule"] = spelt(run.rule, {}, T=run.T, k=run.paper_k)
     return json.loads(json.dumps(settings, default=str))
 
 
@@ -141,7 +142,7 @@ def read_run(workdir: Path, data_dir: Path, **changes: Any) -> Run:
     found = _read(workdir)
     if found is None:
         raise FileNotFoundError(f"{workdir} holds no run: it has no {CONFIG}")
-    rule = spell(AUTO[found.rule]) if found.rule in AUTO else found.rule
+    rule = str(AUTO[found.rule]) if found.rule in AUTO else found.rule
     return dataclasses.replace(found, **{"rule": rule, "init_from": None, "data_dir": data_dir} | changes)
 
 

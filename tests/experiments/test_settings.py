@@ -112,8 +112,7 @@ def test_unknown_names_are_answered_with_the_known_ones(monkeypatch, capsys):
         ("sltt", {"k": 3, "window": 2, "draw": "last"}, "sltt"),
         ("sltt", {"chunk": "auto"}, "sltt(auto)"),
         ("sltt(auto)", {}, "sltt(auto)"),
-        ("bptt", {}, "bptt(1)"),
-        ("bptt(1)", {"chunk": 1}, "bptt(1)"),
+        ("bptt(1)", {"chunk": 1}, "bptt"),
         ("bptt", {"chunk": "auto"}, "bptt(auto)"),
         ("bptt", {"chunk": 2, "remat": True}, "bptt(2, remat=True)"),
         ("bptt(remat=True)", {"remat": True}, "bptt(remat=True)"),
@@ -139,7 +138,7 @@ def test_bptt_alone_finds_its_chunk_where_a_network_is_trained():
     assert of("bptt", chunk=1).rule == of("bptt(1)").rule == "bptt(1)"
     assert (of("bptt", chunk=2).rule, of("bptt", remat=True).rule) == ("bptt(2)", "bptt(remat=True)")
     assert reduced(of("bptt(1)")).rule == "bptt(1)" and of("sltt").rule == "sltt"
-    assert Run.of("digits_mlp", rule="bptt").rule == "bptt(1)"
+    assert Run.of("digits_mlp", rule="bptt").rule == "bptt"
 
 
 @pytest.mark.slow
