@@ -67,8 +67,9 @@ def test_adaptive_pooling_of_a_map_smaller_than_its_windows():
     ],
 )
 def test_one_all_reduce_an_update(target, devices, rule):
-    """After the loop over time, of the gradients and of what else is averaged, as long as it is less than the 30
-    MB or so that XLA puts together for a GPU.
+    """After the loop over time, of the gradients and of what else is averaged.
+
+    It is one for as much as XLA puts together, on a GPU some 30 MB; above that it is another for each 30 MB.
     """
     run = Run.of("digits", T=6, rule=rule, features=(8, 16))
     found = cost_on(run, 2 * devices, target, SITE, devices=devices)
