@@ -7,6 +7,8 @@ import pytest
 
 from sltt_jax import losses
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 LOGITS = np.array([[1.0, -0.5, 2.0], [0.3, 0.1, -1.0]])
 LABELS = np.array([2, 1])
 

@@ -7,6 +7,8 @@ import pytest
 from sltt_jax.blocks import Repeat
 from sltt_jax.data import augment, encoders
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 KEY = jax.random.key(0)
 X = np.array([[[[0, 255], [51, 102]]], [[[255, 0], [204, 153]]]], np.uint8)  # [2, 1, 2, 2]
 NORMALISED = np.array([[[[-2.5, 7.5], [-1.5, 1.5]]], [[[2.5, -2.5], [1.5, 3.5]]]], np.float32)

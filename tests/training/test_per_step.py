@@ -15,6 +15,8 @@ from sltt_jax.models import MLP
 from sltt_jax.neurons import Neuron
 from sltt_jax.rules import sltt
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 T, N = 5, 8
 MODEL = MLP((12,), 3, Neuron(tau=2.0, v_threshold=0.4))
 ENCODE = encoders.event_frames()
