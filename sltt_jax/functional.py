@@ -84,7 +84,7 @@ def init(model: nn.Module, key: jax.Array, x: jax.Array) -> tuple[PyTree, PyTree
     """
     block = jax.tree.map(lambda a: a[None], _floating(x))
     variables = model.init(key, block, train=False, temporal_gradient=True)
-    params = variables.pop("params")
+    params = variables.pop("params") if "params" in variables else {}
     return params, variables
 
 

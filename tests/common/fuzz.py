@@ -147,6 +147,24 @@ def _hdf5():
     return {"hdf5": Reader(out.getvalue(), read, name="shd_train.h5")}
 
 
+def _graphs():
+    import nir
+
+    from sltt_jax.data.events import foreign
+    from sltt_jax.nir import model_from_nir
+
+    foreign.PATIENCE = 5
+    ones = np.ones(4)
+    nodes = (
+        nir.Affine(np.ones((4, 3), np.float32), ones),
+        nir.LIF(3e-4 * ones, ones, 0 * ones, ones, 0 * ones),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        nir.write(path := Path(folder, "net.nir"), nir.NIRGraph.from_list(*nodes), compression=None)
+        data = path.read_bytes()
+    return {"nir": Reader(data, model_from_nir, name="net.nir")}
+
+
 def _matlab():
     from scipy.io import savemat
 

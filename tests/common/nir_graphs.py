@@ -17,9 +17,13 @@ def simulate(graph, xs: np.ndarray, dt: float = DT) -> dict[str, np.ndarray]:
     order = in_order(nodes, edges)
     for t, x in enumerate(np.asarray(xs)):
         for name in order:
-            before = [outputs[source] for source, target in edges if target == name]
-            given = [ys[t] if len(ys) > t else ys[-1] for ys in before if ys]
-            outputs[name].append(step(nodes[name], sum(given) if before else x, state, name, dt))
+            given = []
+            for source in [source for source, target in edges if target == name]:
+                ys, node = outputs[source], nodes[source]
+                if not ys and order.index(source) > order.index(name):  # lateral weights, before all spikes
+                    ys = [step(node, np.zeros((len(x), node.weight.shape[1])), state, source, dt)]
+                given.append(ys[t] if len(ys) > t else ys[-1])
+            outputs[name].append(step(nodes[name], sum(given) if given else x, state, name, dt))
     return {name: np.stack(values) for name, values in outputs.items()}
 
 
@@ -58,20 +62,21 @@ def step(node, x, state, name, dt):
     if kind in ("Linear", "Affine"):
         return x @ node.weight.T + getattr(node, "bias", 0)
     if kind == "Conv2d":
+        padding = node.padding
         y = jax.lax.conv_general_dilated(
             x,
             np.asarray(node.weight, x.dtype),
             tuple(node.stride),
-            [(p, p) for p in node.padding],
+            padding.upper() if isinstance(padding, str) else [(p, p) for p in padding],
             rhs_dilation=tuple(node.dilation),
         )
         return np.asarray(y) + node.bias[:, None, None]
     if kind in ("AvgPool2d", "SumPool2d"):
-        (n, m), (batch, channels, height, width) = node.kernel_size, x.shape
-        x = x[:, :, : height // n * n, : width // m * m].reshape(
-            batch, channels, height // n, n, width // m, m
-        )
-        return x.mean((3, 5)) if kind == "AvgPool2d" else x.sum((3, 5))
+        (p, q), (down, right) = node.padding, node.stride
+        windows = np.lib.stride_tricks.sliding_window_view(
+            np.pad(x, ((0, 0), (0, 0), (p, p), (q, q))), tuple(node.kernel_size), (2, 3)
+        )[:, :, ::down, ::right]
+        return windows.mean((4, 5)) if kind == "AvgPool2d" else windows.sum((4, 5))
     if kind == "Flatten":
         return x.reshape(len(x), -1)
     if kind == "CubaLIF":

@@ -11,12 +11,20 @@ READERS = {
     "listings": ["trials", "labels"],
     "hdf5": ["hdf5"],
     "matlab": ["matlab"],
+    "graphs": ["nir"],
     "images": ["idx", "idx packed", "idx gzip", "cifar", "cifar gzip", "jpeg", "png"],
     "archives": ["imagenet train", "imagenet validation"],
     "prepared": ["shard", "cache"],
     "weights": ["pth", "pickle", "safetensors"],
 }
-PACKAGES = {"aedat4": "aedat", "hdf5": "h5py", "pth": "torch", "pickle": "torch", "safetensors": "torch"}
+PACKAGES = {
+    "aedat4": "aedat",
+    "hdf5": "h5py",
+    "nir": "nir",
+    "pth": "torch",
+    "pickle": "torch",
+    "safetensors": "torch",
+}
 
 
 @pytest.mark.slow
@@ -25,7 +33,7 @@ def test_damage_is_refused_by_name(group, name, tmp_path):
     if name in PACKAGES:
         pytest.importorskip(PACKAGES[name], reason="an optional package writes or reads these files")
     number = (
-        "60" if name in ("aedat4", "hdf5", "matlab") else "400"
+        "60" if name in ("aedat4", "hdf5", "matlab", "nir") else "400"
     )  # these are read in processes of their own
     command = [sys.executable, "-m", "tests.common.fuzz", group, name, str(tmp_path), number, "1"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=1200)

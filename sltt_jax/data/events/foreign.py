@@ -1,4 +1,4 @@
-"""Decodes HDF5, AEDAT 4.0 and MATLAB files in a process of its own, which a damaged file may crash or fill.
+"""Decodes HDF5, NIR, AEDAT 4.0 and MATLAB files in a process of its own, which damage may crash or fill.
 
 Libraries in C and Rust read these formats, and what they do with wrong bytes is not in our hands: their time
 and memory are. This file is both sides of it; as a script it imports nothing of this library, which takes
@@ -24,9 +24,12 @@ SECONDS_PER_BYTE = 1e-6
 MEMORY = 2**30
 MEMORY_PER_BYTE = 64
 
+# What a byte of deflated data can stand for at most (RFC 1951: 258 bytes by two codes of a bit each).
+MOST_DEFLATED = 1032
+
 
 def decode(package: str, path: str | Path) -> dict[str, np.ndarray]:
-    """Reads a file with a package that may not come back: "h5py" (see `_spikes`), "aedat" or "scipy".
+    """Reads a file with a package that may not come back: "h5py" (see `_spikes`), "nir", "aedat" or "scipy".
 
     Raises:
       OSError: there is no such file, or it may not be read.
@@ -107,6 +110,40 @@ def _spikes(path: str) -> dict[str, np.ndarray]:
         return {**found, "labels": labels[:]}
 
 
+def _tree(path: str) -> dict[str, np.ndarray]:
+    """Reads all arrays and texts of an NIR file, by where they are in it: "node/nodes/lif/tau"."""
+    import h5py
+    from h5py import h5l  # pyright: ignore[reportAttributeAccessIssue]
+
+    found, left = {}, MOST_DEFLATED * os.path.getsize(path)
+
+    def visit(group, at):
+        nonlocal left
+        for name in group:
+            where = f"{at}{name}"
+            if group.id.links.get_info(name.encode()).type != h5l.TYPE_HARD or where.count("/") > 40:
+                raise ValueError(f"{where} does not lie in the file, it is a link, or it lies too deep")
+            node: Any = group[name]
+            if isinstance(node, h5py.Group):
+                visit(node, f"{where}/")
+                continue
+            if not isinstance(node, h5py.Dataset) or node.shape is None or node.external or node.is_virtual:
+                raise ValueError(f"{where} is nothing that lies in the file")
+            left -= node.nbytes + 64
+            if left < 0:
+                raise ValueError(f"{where} has {node.shape} entries, more than the bytes of the file can be")
+            if h5py.check_string_dtype(node.dtype):
+                found[where] = np.asarray(node.asstr()[()], str)
+            elif node.dtype.kind in "fiu":
+                found[where] = np.asarray(node[()])
+            else:
+                raise ValueError(f"{where} must be numbers or text, got {node.dtype}")
+
+    with h5py.File(path, "r") as file:
+        visit(file, "")
+    return found
+
+
 def _camera(path: str) -> dict[str, np.ndarray]:
     """Reads t, x, y and p of the events of an AEDAT 4.0 file, `[N]`."""
     import aedat
@@ -130,6 +167,7 @@ def _matlab(path: str) -> dict[str, np.ndarray]:
 
 _READERS: dict[str, Callable[[str], dict[str, Any]]] = {
     "h5py": _spikes,
+    "nir": _tree,
     "aedat": _camera,
     "scipy": _matlab,
 }
