@@ -35,7 +35,10 @@ def neurons(draw, kind, shape, **fields):
     if kind is nir.CubaLIF:
         names = ("tau_syn", "tau_mem", *names[1:], "w_in")
     values = {name: draw(*shape, low=0.4) for name in names}
-    reset = draw(*shape, low=-0.9) / 5
+    values["v_threshold"] = 0.1 + draw(*shape, low=0) / 2
+    if kind is nir.CubaLIF:
+        values["w_in"] = 4 * values["w_in"]
+    reset = draw(*shape) / 12
     values |= {name: reset for name in ("v_leak", "v_reset") if name in names}
     values |= {name: 1e-4 * (1 + 3 * draw(*shape, low=0)) for name in names if name.startswith("tau")}
     if kind is nir.IF:
@@ -82,7 +85,7 @@ def of_cells():
         "shape": nir.Affine(draw(5, 7), draw(5)),
         "steps.lif": neurons(draw, nir.LIF, (5,)),
         "steps.w_rec": nir.Affine(draw(5, 5), draw(5)),
-        "parent": nir.Linear(draw(6, 5)),
+        "parent": nir.Linear(2 * draw(6, 5, low=-0.5)),
         "name": neurons(draw, nir.CubaLIF, (6,)),
         "w": nir.Linear(draw(6, 6)),
         "out": nir.Affine(draw(3, 6), draw(3)),
@@ -105,7 +108,7 @@ def test_graphs_of_others_are_what_the_equations_say(made):
     np.testing.assert_allclose(out, theirs["output"], rtol=1e-9, atol=1e-11)
     for name, values in theirs.items():
         spikes = name in ("lif", "if", "each", "steps.lif", "name")
-        assert 0.03 < values.mean() < 0.9 if spikes else values.std() > 0.1, (name, values.mean())
+        assert 0.03 < values.mean() < 0.9 if spikes else values.std() > 0.05, (name, values.mean())
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -147,6 +150,7 @@ def of_neurons():
     return nir.NIRGraph.from_list(*nodes, nir.Linear(draw(3, 5))), VECTORS
 
 
+@pytest.mark.slow
 def test_rules_train_an_imported_graph():
     graph, shape = of_neurons()
     xs, labels = jnp.asarray(drawing(6)(8, *shape)), jnp.array([0, 2])

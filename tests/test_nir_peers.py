@@ -31,7 +31,10 @@ def spikes(model, params, state, xs):
     return {name: digest(channels_first(trace["outputs"])) for name, trace in traces.items()}
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in ("convolutions", "recurrent") else n for n in NETWORKS],
+)
 def test_every_spike_of_an_exported_network_is_ours(name):
     ours = spikes(*network(name))
     assert all(0.02 < of["spikes"] / np.prod(of["shape"]) < 0.6 for of in ours.values())
