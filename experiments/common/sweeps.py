@@ -2,11 +2,11 @@
 
 import dataclasses
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
-from common.runs import Run
+from common.runs import Experiment, Run
 from common.train_loop import train
 from common.workdirs import check_workdir, prepare, read_summary
 from tqdm import tqdm
@@ -14,8 +14,12 @@ from tqdm import tqdm
 AnyRun = TypeVar("AnyRun", bound=Run)
 
 
-def trained(run: Run) -> dict:
+def trained(run: Run, change: Callable[[Experiment], Experiment] = lambda experiment: experiment) -> dict:
     """Trains a run, unless it is finished already, and returns its summary.
+
+    Args:
+      run: the run.
+      change: makes what is trained of what was built of it.
 
     Raises:
       ValueError, OSError, FloatingPointError, training.Stopped: as `prepare` and `train`.
@@ -25,7 +29,7 @@ def trained(run: Run) -> dict:
         if summary.get("status") == "finished":
             return summary
         print(run.workdir, file=sys.stderr)
-        return train(experiment, checkpoints)
+        return train(change(experiment), checkpoints)
 
 
 def check_all(runs: Iterable[Run]):
