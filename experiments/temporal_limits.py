@@ -28,7 +28,7 @@ from common.rule_flags import steps_needed
 from plots.temporal import plot_delays, plot_taus
 from tqdm import tqdm
 
-from sltt_jax import Neuron, Rule, bptt, lif, lif_step, over_time, parse_rule, recurrent, run, sltt
+from sltt_jax import Neuron, Rule, bptt, lif, lif_step, over_time, parse_rule, recurrent, run, sltt, synapse
 from sltt_jax.analysis import compare, horizon
 from sltt_jax.data import temporal
 from sltt_jax.data.events.spoken_digits import load_fsdd
@@ -41,7 +41,6 @@ TITLES = {
     "digits": "digits row by row",
     "fsdd": "spoken digits",
 }
-RULES = "bptt", "tbptt(8)", "tbptt(4)", "tbptt(2)", "sltt"
 FSDD_STEPS = 40
 EPSILON = 0.01  # what is left of a membrane after its horizon
 
@@ -52,6 +51,7 @@ class Limits:
 
     Attributes:
       tasks: which of them.
+      rules: under which they are trained, as `--rule` spells them.
       delays: silent steps between cue and answer, of recall and xor.
       taus: membrane time constants in steps.
       seeds: networks of each kind, with samples of their own.
@@ -64,6 +64,7 @@ class Limits:
     """
 
     tasks: tuple[Task, ...] = get_args(Task)
+    rules: tuple[str, ...] = ("bptt", "tbptt(8)", "tbptt(4)", "tbptt(2)", "sltt")
     delays: tuple[int, ...] = (0, 1, 2, 4, 8, 16)
     taus: tuple[float, ...] = (2.0, 5.0, 20.0)
     seeds: int = 5
@@ -77,6 +78,8 @@ class Limits:
     def __post_init__(self):
         check_numbers(self, "seeds", "updates", "batch_size", "units", most=10**6)
         check_numbers(self, "delays", least=0, most=10**6)
+        for rule in self.rules:
+            parse_rule(rule)
         if not all(1 < tau < math.inf for tau in self.taus):
             raise ValueError(f"taus must be numbers > 1, got {self.taus}")
 
@@ -92,7 +95,10 @@ class Samples(NamedTuple):
 @command(Limits, __doc__)
 def main(settings: Limits):
     settings.workdir.mkdir(parents=True, exist_ok=True)
-    path, elsewhere = settings.workdir / "temporal_limits.json", ("tasks", "delays", "data_dir", "workdir")
+    path, elsewhere = (
+        settings.workdir / "temporal_limits.json",
+        ("tasks", "rules", "delays", "data_dir", "workdir"),
+    )
     same = {k: v for k, v in vars(settings).items() if k not in elsewhere}
     found = resumed(path, "settings", same)
     rows = found["rows"]
@@ -118,7 +124,7 @@ def jobs(settings: Limits):
     for task in settings.tasks:
         for delay in settings.delays if task in DELAYED else (None,):
             T = delay + 2 if delay is not None else {"digits": 8, "fsdd": FSDD_STEPS}[task]
-            for rule in RULES:
+            for rule in settings.rules:
                 if steps_needed(parse_rule(rule)) < T:
                     yield task, delay, rule
 
@@ -190,13 +196,14 @@ def network(tau: jax.Array):
 
     def apply(params, state, inputs, *, temporal_gradient):
         xs, asked = inputs
+        product = partial(synapse, jnp.matmul, temporal_gradient=temporal_gradient)
         first, second, readout, *lateral = params
         states = []
         for i, (w, before) in enumerate(zip((first, second), state, strict=True)):
             cells, weights = (laterally, (lateral[i],)) if lateral else (lif, ())
-            after, xs = cells(before, xs @ w, *weights, neuron, temporal_gradient=temporal_gradient)
+            after, xs = cells(before, product(xs, w), *weights, neuron, temporal_gradient=temporal_gradient)
             states.append(after)
-        answer = (xs @ readout) * asked[..., None]
+        answer = product(xs, readout) * asked[..., None]
         return (answer, asked), states
 
     return apply

@@ -24,7 +24,8 @@ def _line(axes, rows, x, measure, rule):
     xs = [row[x] for row in rows]
     mean = values.mean(1)
     spread = np.abs(np.stack([values.min(1), values.max(1)]) - mean)
-    axes.errorbar(xs, mean, spread, capsize=2, label=rule, **STYLES[rule])
+    other = {"color": f"C{5 + len(axes.containers) % 5}", "fmt": "s-"}
+    axes.errorbar(xs, mean, spread, capsize=2, label=rule, **STYLES.get(rule, other))
 
 
 def _finish(figure, grid, path, title):

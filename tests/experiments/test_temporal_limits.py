@@ -64,6 +64,7 @@ def test_what_is_done_is_not_done_again(monkeypatch, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"rules": ("eprop",)}, "a rule is one of bptt"),
         ({"taus": (1.0,)}, "taus must be numbers > 1"),
         ({"delays": (-1,)}, "delays must be numbers in 0..1000000"),
         ({"seeds": 0}, "seeds must be in 1..1000000, got 0"),
