@@ -33,4 +33,10 @@ def on_files(files, config):
 
 def on_page_markdown(markdown, page, **_):
     """Turns `](../docs/page.md)` and `](docs/page.md)` into links from within docs/."""
-    return re.sub(r"\]\(((?:\.\./)*)docs/", r"](\1", markdown) if page.file.src_uri in OUTSIDE else markdown
+    if page.file.src_uri not in OUTSIDE:
+        return markdown
+    # What belongs to a numbered item is indented by three spaces for GitHub, and by four here, where the next
+    # item needs an empty line before it.
+    markdown = re.sub(r"^   (?=\S)", "    ", markdown, flags=re.MULTILINE)
+    markdown = re.sub(r"^(?=\d\. )", "\n", markdown, flags=re.MULTILINE)
+    return re.sub(r"\]\(((?:\.\./)*)docs/", r"](\1", markdown)
