@@ -38,7 +38,8 @@ class Hardware(Run):
 
     Attributes:
       bits: of a weight.
-      levels: inputs in integers are multiples of 1/levels: 16 suits digits, 255 images of 8 bits.
+      levels: inputs in integers are multiples of 1/levels: 16 suits digits, 255 images of 8 bits, 1 counts of
+        events.
       tune_epochs: of training through the rounding.
       tune_lr: its first learning rate.
       simulator_python: interpreter that has the other simulators; by default this one.

@@ -30,8 +30,8 @@ def folded(experiment: Experiment, learned: Learned) -> Learned:
 
 
 def inputs_of(experiment: Experiment, x: PyTree) -> PyTree:
-    """What the network is given of samples, in evaluation."""
-    return experiment.data.encode(jnp.asarray(x), None)
+    """What the network is given of samples, in evaluation; counts of events are float32 as well."""
+    return jax.tree.map(lambda a: a.astype(jnp.float32), experiment.data.encode(jnp.asarray(x), None))
 
 
 def test_batches(experiment: Experiment):
