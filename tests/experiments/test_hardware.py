@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from common import deployed
 from common.runs import Run, build
+from peers import nir_simulator
 
 from tests.common.scripts import assert_refused, call
 
@@ -70,6 +71,13 @@ def test_the_table():
         "| 8 bits | 75.0 +- 25.0 | 75.0 +- 0.0 | 2.0 | 12 | 4 |",
         "| trained | 50.0 +- 0.0 | 75.0 +- 0.0 | 2.0 |  | 4 |",
     ]
+
+
+def test_a_simulator_says_what_is_missing(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "nir", None)
+    monkeypatch.setattr(sys, "argv", ["nir_simulator", "snntorch", "graph.nir", "in.npy", "out.npy"])
+    assert nir_simulator.main() == 0
+    assert json.loads(capsys.readouterr().out) == {"missing": "nir"}
 
 
 @pytest.mark.slow
