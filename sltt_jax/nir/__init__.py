@@ -7,7 +7,7 @@ NIR's neurons are differential equations and know no time step; `dt` is how many
 to what is in docs/neuromorphic.md. It needs the package nir: pip install "sltt-jax[nir]".
 """
 
-from sltt_jax.nir.from_nir import NIRNetwork, from_nir, model_from_nir
-from sltt_jax.nir.to_nir import to_nir
+from sltt_jax.nir.exporting import to_nir
+from sltt_jax.nir.importing import NIRNetwork, from_nir, model_from_nir
 
 __all__ = ["NIRNetwork", "from_nir", "model_from_nir", "to_nir"]
