@@ -19,8 +19,9 @@ test: $(READY)
 	$(RUN) -m pytest -n 2 --dist loadfile -m "not slow"
 
 # Three at a time on two cores: many of them wait for other processes, to be killed or to find one another.
+# The longest files come first, as tests/conftest.py orders them.
 test-slow: $(READY)
-	$(RUN) -m pytest -n 3 --dist loadfile -m slow
+	$(RUN) -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m slow
 
 lint: $(READY)
 	$(VENV)/bin/ruff format --check .

@@ -9,6 +9,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1]
 import jax
 import jax.monitoring
 import pytest
+from jax._src import compiler  # there is no public way to give options to all programs of a test
 
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 jax.config.update("jax_num_cpu_devices", 4)
@@ -34,6 +35,17 @@ def _on_event(event, **_):
 
 jax.monitoring.register_event_duration_secs_listener(_on_duration)
 jax.monitoring.register_event_listener(_on_event)
+
+
+# Slow files that take longest, or wait for other processes, begin first: no worker is left alone with one.
+FIRST = (
+    "test_faults", "test_processes", "test_notebooks", "test_targets", "test_parity", "test_docs",
+    "test_recipes", "test_peers", "test_paper_claims", "test_fuzz",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: [*FIRST, item.path.stem].index(item.path.stem))
 
 
 def pytest_sessionfinish(session):
@@ -79,8 +91,8 @@ def x64():
 
 
 @pytest.fixture
-def quick_compile(monkeypatch):
-    """Programs whose machine code is not optimised, in half of the compiler's time: for identities.
+def quick_codegen(monkeypatch):
+    """Machine code that is not optimised, in half of the compiler's time: for programs that are looked at.
 
     XLA makes the same program, in the same memory; only what LLVM makes of its loops is other code. Rounding
     may differ, so it is not for half precision, nor for runs of training that are to end in the same bits.
@@ -89,6 +101,27 @@ def quick_compile(monkeypatch):
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # of the processes that the test starts
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+# Writes loops by MLIR, which takes most of the time that is left.
+FUSION_EMITTERS = "xla_cpu_use_fusion_emitters"
+
+
+@pytest.fixture
+def quick_compile(quick_codegen, monkeypatch):
+    """Programs in a fifth of the compiler's time, for identities.
+
+    As above, and XLA's older emitter writes the loops; what it fuses may differ, and with it the memory.
+    """
+    options_of_user = compiler.get_compile_options
+
+    def options(*args, env_options_overrides=None, **kwargs):
+        overrides = {FUSION_EMITTERS: False} | (env_options_overrides or {})
+        return options_of_user(*args, env_options_overrides=overrides, **kwargs)
+
+    monkeypatch.setattr(compiler, "get_compile_options", options)
+    flags = os.environ.get("XLA_FLAGS", "")
+    monkeypatch.setenv("XLA_FLAGS", f"{flags} --{FUSION_EMITTERS}=false")  # of processes that the test starts
 
 
 @pytest.fixture(params=["jit", "eager"])

@@ -45,6 +45,7 @@ def test_pages_have_a_title_and_links_that_lead_somewhere(path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_compile")
 def test_a_loop_of_your_own(tmp_path, monkeypatch, capsys):
     outputs = [out for _, out in run_page(page("own_loop"), tmp_path, monkeypatch, capsys)]
     _, loop, of_steps, nnx, linen = outputs
@@ -80,6 +81,7 @@ def test_the_loop_of_the_page_is_resumed_after_a_kill(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_compile")
 def test_data_of_your_own(tmp_path, monkeypatch, capsys):
     pages = page("own_data")
     found = list(run_page(pages, tmp_path, monkeypatch, capsys))

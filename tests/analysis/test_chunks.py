@@ -10,7 +10,7 @@ from sltt_jax import bptt, functional, losses
 from sltt_jax.analysis import auto_chunk, chunks
 from sltt_jax.models import MLP, ConvNet
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = pytest.mark.usefixtures("quick_codegen")
 
 LOSS = losses.classification()
 MODELS = {"wide": (MLP((512, 512)), (256,)), "maps": (ConvNet((16, 32)), (24, 24, 2))}

@@ -14,7 +14,7 @@ from sltt_jax.models import MLP, ConvNet
 from sltt_jax.rules import bptt, sltt, sltt_k, tbptt
 from sltt_jax.streaming import stream
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = pytest.mark.usefixtures("quick_codegen")
 
 BATCH = 8
 LOSS = losses.classification()

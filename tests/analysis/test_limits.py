@@ -17,7 +17,7 @@ from sltt_jax.models import MLP
 from sltt_jax.rules import bptt, sltt, sltt_k, tbptt
 from tests.common import nets
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = pytest.mark.usefixtures("quick_codegen")
 
 LOSS = losses.classification()
 

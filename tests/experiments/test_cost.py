@@ -8,7 +8,7 @@ import pytest
 
 from tests.common.scripts import assert_picture, assert_refused, call
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = pytest.mark.usefixtures("quick_codegen")
 
 
 def smallest():

@@ -10,7 +10,7 @@ from common.runs import Run
 
 from tests.common.scripts import assert_refused, call
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = pytest.mark.usefixtures("quick_codegen")
 
 
 @pytest.fixture
