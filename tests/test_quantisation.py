@@ -54,7 +54,7 @@ def test_any_kernel(bits, per_channel, power_of_two):
     assert (np.abs(rounded - w) <= scale * (0.5 + most * 2**-22)).all() and np.abs(rounded - w).max() > 0
 
 
-def test_what_cannot_be_rounded():
+def test_what_cannot_be_rounded(x64):
     for bits in (1, 17):
         with pytest.raises(ValueError, match=f"bits must be in 2..16, got {bits}"):
             quantise({"w": W}, bits)

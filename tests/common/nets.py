@@ -109,9 +109,14 @@ def _linen(model, shape) -> Net:
     return Net(functional.applier(model), params, state, inputs, jnp.asarray(target), step_loss)
 
 
-@functools.cache
 def net(name: str) -> Net:
-    """One of `NAMES`; to be called in double precision."""
+    """One of `NAMES`, the same for all tests and in double precision, which the test must be in."""
+    assert jax.config.read("jax_enable_x64"), "this test wants the fixture x64"
+    return _net(name)
+
+
+@functools.cache
+def _net(name):
     return two_matrices() if name == "two_matrices" else _linen(MODELS[name], SHAPES[name])
 
 
