@@ -1,4 +1,4 @@
-"""The picture of frontiers.py."""
+"""The picture of which_rule.py."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ PANELS = {
 MARKERS = "os^vDPX"
 
 
-def plot_frontiers(rows: list[dict], path: Path):
+def plot_rules(rows: list[dict], path: Path):
     """Memory, operations, cosine and accuracy, a line for every kind of rule, a marker for every network."""
     kinds, networks = (list(dict.fromkeys(row[key] for row in rows)) for key in ("kind", "network"))
     figure, panels = plt.subplots(

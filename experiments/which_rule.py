@@ -1,10 +1,10 @@
 """Which rule when: what each takes and what it gives, beside BPTT, on several networks at a glance.
 
-    python experiments/frontiers.py runs/frontier_digits runs/frontier_fsdd runs/resnet18_h100
+    python experiments/which_rule.py runs/frontier_digits runs/frontier_fsdd runs/resnet18_h100
 
 takes seconds: it reads what `frontier.py` and `cost.py` (one number of time steps; on this machine or for a
-`--target`) have written into their workdirs, whose names are those of the networks. Writes frontiers.json,
-frontiers.md and frontiers.png.
+`--target`) have written into their workdirs, whose names are those of the networks. Writes which_rule.json,
+which_rule.md and which_rule.png.
 """
 
 import dataclasses
@@ -13,13 +13,13 @@ from pathlib import Path
 
 import tyro
 from common.command import command, markdown_table, plus_minus, read_json, write_results
-from plots.frontiers import plot_frontiers
+from plots.which_rule import plot_rules
 
 from sltt_jax import bptt, parse_rule
 
 
 @dataclasses.dataclass(frozen=True)
-class Frontiers:
+class WhichRule:
     """Settings.
 
     Attributes:
@@ -28,16 +28,16 @@ class Frontiers:
     """
 
     folders: tyro.conf.Positional[tuple[Path, ...]]
-    workdir: Path = Path("runs/frontiers")
+    workdir: Path = Path("runs/which_rule")
 
 
-@command(Frontiers, __doc__)
-def main(settings: Frontiers):
+@command(WhichRule, __doc__)
+def main(settings: WhichRule):
     rows = [row for folder in settings.folders for row in read(folder)]
     settings.workdir.mkdir(parents=True, exist_ok=True)
     table = tabulate(rows)
-    write_results(settings.workdir, "frontiers", {"rows": rows}, table)
-    plot_frontiers(rows, settings.workdir / "frontiers.png")
+    write_results(settings.workdir, "which_rule", {"rows": rows}, table)
+    plot_rules(rows, settings.workdir / "which_rule.png")
     print(table)
 
 

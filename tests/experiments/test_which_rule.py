@@ -2,8 +2,8 @@
 
 import json
 
-import frontiers
 import pytest
+import which_rule
 
 from tests.common.scripts import assert_picture, call
 
@@ -43,23 +43,23 @@ def folders(tmp_path):
 
 
 def test_figures_are_put_together(folders, monkeypatch, tmp_path, capsys):
-    assert call(frontiers, monkeypatch, *folders, "--workdir", tmp_path / "all") == 0
-    rows = json.loads((tmp_path / "all" / "frontiers.json").read_text())["rows"]
+    assert call(which_rule, monkeypatch, *folders, "--workdir", tmp_path / "all") == 0
+    rows = json.loads((tmp_path / "all" / "which_rule.json").read_text())["rows"]
     kinds = "bptt", "ottt", "sltt in chunks", "bptt", "bptt in bits", "bptt"
     assert tuple(row["kind"] for row in rows) == kinds
     assert [row["network"] for row in rows] == ["digits"] * 3 + ["resnet18 h100"] * 2 + ["resnet18 cpu"]
     assert rows[2]["temporaries"] == 0.25 and rows[2]["lost"] == pytest.approx(0.05)
     assert rows[4]["operations"] == pytest.approx(4 / 3) and rows[4]["bytes moved"] == 0.25
     assert "| resnet18 h100 | bptt(T, bits=True) | 0.25 | 1.33 | 0.25 |  |  |" in capsys.readouterr().out
-    assert_picture(tmp_path / "all" / "frontiers.png")
+    assert_picture(tmp_path / "all" / "which_rule.png")
 
 
 def test_what_cannot_be_compared_is_refused(folders, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"has none of frontier\.json, target\.json, cost\.json"):
-        frontiers.read(tmp_path)
+        which_rule.read(tmp_path)
     of_sltt = {"rules": {"sltt": [{"T": 6}]}}
     with pytest.raises(ValueError, match="must have bptt among its rules"):
-        frontiers.read(write(tmp_path / "none", "cost.json", of_sltt))
+        which_rule.read(write(tmp_path / "none", "cost.json", of_sltt))
     several = {"rules": {"bptt": [{"T": 2}, {"T": 4}]}}
     with pytest.raises(ValueError, match="several numbers of time steps"):
-        frontiers.read(write(tmp_path / "several", "cost.json", several))
+        which_rule.read(write(tmp_path / "several", "cost.json", several))
