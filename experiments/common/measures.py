@@ -33,9 +33,12 @@ def initial_problems(experiment: Experiment, learned: Learned) -> list[str]:
 
 
 def cosine_with_bptt(run: Run) -> float:
-    """Cosine of the gradient of a run's rule with BPTT's, on a batch, with what the run has learnt."""
-    experiment = build(run)
+    """Cosine of the gradient of a run's rule with BPTT's, on a batch, with what the run has learnt.
+
+    That of `sltt_k` is of one draw of its steps, by the seed of the run.
+    """
+    experiment, key = build(run), jax.random.key(run.seed)
     network = functional.applier(experiment.model, key=jax.random.key(0))
     compare = agreement({"own": parse_rule(run.rule)}, network, experiment.step_loss)
-    measure = jax.jit(lambda *given: compare(*arguments(experiment, *given))["own"].overall.cosine)
+    measure = jax.jit(lambda *given: compare(*arguments(experiment, *given), key)["own"].overall.cosine)
     return float(measure(experiment.load(run.workdir), experiment.data.batch))

@@ -50,28 +50,19 @@ def summary(workdir):
 @pytest.mark.slow
 def test_frontier(monkeypatch, tmp_path, capsys):
     few = ("--train-samples", 32, "--test-samples", 16, "--epochs", 1, "--T", 12, "--seeds", 2)
-    rules = (
-        "--rules",
-        "bptt",
-        "bptt(T, bits=True)",
-        "ottt(0.9, chunk=4)",
-        "sltt(4)",
-        "--lrs",
-        0.01,
-        0.01,
-        0.003,
-        0.003,
-    )
+    names = "bptt", "bptt(T, bits=True)", "ottt(0.9, chunk=4)", "sltt(4)", "sltt_k(1)"
+    rules = "--rules", *names, "--lrs", 0.01, 0.01, 0.003, 0.003, 0.003
     args = ("qtdb", "--reduced", "--made", *few, *rules, "--workdir", tmp_path)
     assert call(frontier, monkeypatch, *args) == 0
     rows = json.loads((tmp_path / "frontier.json").read_text())["rows"]
-    exact, bits, online, spatial = rows
+    exact, bits, online, spatial, drawn = rows
     assert [(row["rule"], row["lr"]) for row in rows] == [
         ("bptt", 0.01), ("bptt(12, bits=True)", 0.01), ("ottt(0.9, chunk=4)", 0.003), ("sltt(4)", 0.003),
+        ("sltt_k(1)", 0.003),
     ]  # fmt: skip
     assert exact["temp_bytes"] > spatial["temp_bytes"] > 0
     assert exact["cosine"][0] == pytest.approx(1, abs=1e-5) == bits["cosine"][0]
-    assert max(row["cosine"][0] for row in (online, spatial)) < 0.999
+    assert max(row["cosine"][0] for row in (online, spatial, drawn)) < 0.999
     assert bits["test_accuracy"] == exact["test_accuracy"]
     assert (tmp_path / "frontier.md").read_text() in capsys.readouterr().out
     assert_picture(tmp_path / "frontier.png")
