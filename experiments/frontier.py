@@ -1,9 +1,9 @@
 """What a rule buys: accuracy against memory, operations and the gradient's direction, rule beside rule.
 
     python experiments/frontier.py digits
-    python experiments/frontier.py qtdb --data-dir data --epochs 40
+    python experiments/frontier.py qtdb --data-dir data --rules bptt "tbptt(100)" "sltt(20)"
 
-take a quarter of an hour and an hour on two cores; one that was stopped is resumed. Writes frontier.json,
+take ten minutes and five on two cores; one that was stopped is resumed. Writes frontier.json,
 frontier.md and frontier.png into the workdir, and every run. A rule that sees less of the past wants another
 learning rate: `--rules bptt "tbptt(100)" sltt --lrs 0.03 0.03 0.01` gives each its own. In a rule T stands
 for the number of time steps, "bptt(T, bits=True)". The cosine is that of the rule's gradient with BPTT's, on

@@ -55,11 +55,11 @@ def nmnist() -> Config:
 def qtdb() -> Config:
     """Parts of heart beats in electrocardiograms, a label at each of 1,301 steps; adaptive recurrent neurons.
 
-    python experiments/train.py qtdb --rule sltt --chunk 20
+    python experiments/train.py qtdb --rule "tbptt(100)"
     """
     return Config(
-        "qtdb", "qtdb", model="recurrent", features=(36,), T=1301, tau=20.0, epochs=40, batch_size=64,
-        optimizer="adamw", lr=1e-2,
+        "qtdb", "qtdb", model="recurrent", features=(36,), T=1301, tau=20.0, tau_readout=5.0,
+        decay_readout=True, epochs=20, batch_size=16, optimizer="adamw", lr=1e-2,
     )  # fmt: skip
 
 
@@ -70,7 +70,7 @@ def psmnist() -> Config:
     """
     return dataclasses.replace(
         qtdb(), preset="psmnist", data="psmnist", features=(64,), T=784, v_threshold=0.3, tau_a=200.0,
-        tau_readout=100.0, decay_readout=True, batch_size=32, lr=2e-2,
+        tau_readout=100.0, epochs=40, batch_size=32, lr=2e-2,
     )  # fmt: skip
 
 
@@ -79,7 +79,10 @@ def fsdd() -> Config:
 
     python experiments/train.py fsdd --rule sltt
     """
-    return dataclasses.replace(qtdb(), preset="fsdd", data="fsdd", features=(128,), T=50, epochs=30)
+    return Config(
+        "fsdd", "fsdd", model="recurrent", features=(128,), T=50, tau=20.0, epochs=30, batch_size=64,
+        optimizer="adamw", lr=1e-2,
+    )  # fmt: skip
 
 
 def shd() -> Config:
@@ -87,7 +90,7 @@ def shd() -> Config:
 
     python experiments/train.py shd --rule sltt
     """
-    return dataclasses.replace(qtdb(), preset="shd", data="shd", features=(128,), T=100, epochs=50)
+    return dataclasses.replace(fsdd(), preset="shd", data="shd", T=100, epochs=50)
 
 
 def ssc() -> Config:

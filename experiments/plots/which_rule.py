@@ -16,7 +16,7 @@ MARKERS = "os^vDPX"
 
 def plot_rules(rows: list[dict], path: Path):
     """Memory, operations, cosine and accuracy, a line for every kind of rule, a marker for every network."""
-    kinds, networks = (list(dict.fromkeys(row[key] for row in rows)) for key in ("kind", "network"))
+    kinds, networks = sorted({row["kind"] for row in rows}), list(dict.fromkeys(r["network"] for r in rows))
     figure, panels = plt.subplots(
         1, len(PANELS), figsize=(11, 1.8 + 0.42 * len(kinds)), sharey=True, layout="constrained"
     )
