@@ -18,14 +18,17 @@ STYLES = {
 }
 
 
-def _line(axes, rows, x, measure, rule):
-    scale = 100 if measure == "accuracy" else 1
-    values = np.asarray([row[measure] for row in rows]) * scale
-    xs = [row[x] for row in rows]
-    mean = values.mean(1)
-    spread = np.abs(np.stack([values.min(1), values.max(1)]) - mean)
-    other = {"color": f"C{5 + len(axes.containers) % 5}", "fmt": "s-"}
-    axes.errorbar(xs, mean, spread, capsize=2, label=rule, **STYLES.get(rule, other))
+def _lines(axes, rows, x, names):
+    """Draws both measures of each rule, with the points of rules side by side: none hides another."""
+    for name, place in zip(names, np.linspace(-0.1, 0.1, len(names)), strict=True):
+        line = sorted((row for row in rows if row["rule"] == name), key=lambda row: row[x])
+        other = {"color": f"C{5 + len(axes[0].containers) % 5}", "fmt": "s-"}
+        for one, measure in zip(axes, MEASURES, strict=True):
+            values = np.asarray([row[measure] for row in line]) * (100 if measure == "accuracy" else 1)
+            mean = values.mean(1)
+            spread = np.abs(np.stack([values.min(1), values.max(1)]) - mean)
+            xs = [row[x] * (1 + place) for row in line]
+            one.errorbar(xs, mean, spread, capsize=2, label=name, **STYLES.get(name, other))
 
 
 def _finish(figure, grid, path, title):
@@ -36,16 +39,15 @@ def _finish(figure, grid, path, title):
 
 def plot_delays(rows: list[dict], path: Path, *, title: str):
     """Accuracy and cosine against the delay, a column for every tau; bars are the lowest and highest seed."""
-    taus, names = (list(dict.fromkeys(row[key] for row in rows)) for key in ("tau", "rule"))
+    taus = list(dict.fromkeys(row["tau"] for row in rows))
+    longest = sorted(rows, key=lambda row: -row["delay"])  # has all rules: short delays lack long windows
+    names = list(dict.fromkeys(row["rule"] for row in longest))
     figure, grid = plt.subplots(
         2, len(taus), figsize=(2.8 * len(taus), 5.4), sharex=True, sharey="row", squeeze=False,
         layout="constrained",
     )  # fmt: skip
     for column, tau in zip(grid.T, taus, strict=True):
-        for name in names:
-            line = sorted((r for r in rows if (r["tau"], r["rule"]) == (tau, name)), key=lambda r: r["delay"])
-            for axes, measure in zip(column, MEASURES, strict=True):
-                _line(axes, line, "delay", measure, name)
+        _lines(column, [row for row in rows if row["tau"] == tau], "delay", names)
         one = next(row for row in rows if row["tau"] == tau)
         column[0].axhline(100 * one["without_memory"], color="grey", ls=":", label="without memory")
         column[0].set_title(f"tau = {tau:g} (1 % left after {one['horizon']:.0f} steps)", fontsize=9)
@@ -61,10 +63,7 @@ def plot_delays(rows: list[dict], path: Path, *, title: str):
 def plot_taus(rows: list[dict], path: Path, *, title: str):
     """Accuracy and cosine against tau; bars are the lowest and highest seed."""
     figure, grid = plt.subplots(1, 2, figsize=(8, 3.7), layout="constrained")
-    for name in dict.fromkeys(row["rule"] for row in rows):
-        line = sorted((r for r in rows if r["rule"] == name), key=lambda r: r["tau"])
-        for axes, measure in zip(grid, MEASURES, strict=True):
-            _line(axes, line, "tau", measure, name)
+    _lines(grid, rows, "tau", list(dict.fromkeys(row["rule"] for row in rows)))
     for axes, label in zip(grid, MEASURES.values(), strict=True):
         axes.set(xlabel="membrane time constant tau (steps)", ylabel=label, xscale="log")
         axes.set_xticks(sorted({row["tau"] for row in rows}))

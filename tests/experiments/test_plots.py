@@ -43,6 +43,26 @@ def test_bars_of_the_limits_stay_within_what_was_measured(drawn, tmp_path):
         assert len(bars) == 4 and np.max(bars, axis=(0, 1))[1] == 100 and np.min(bars, axis=(0, 1))[1] == 70
 
 
+def test_rules_of_the_limits_that_give_the_same_are_all_seen(drawn, tmp_path):
+    """Also one that has no run at the shortest delay; the legend has the order that was asked for."""
+    same = {"accuracy": [0.9, 0.8], "cosine": [0.9, 0.8], "horizon": 7.0, "without_memory": 0.25}
+    rules = "bptt", "tbptt(2)", "sltt"
+    rows = [
+        {"tau": 5.0, "delay": d, "rule": rule, **same}
+        for d, some in ((0, rules[::2]), (1, rules), (8, rules))
+        for rule in some
+    ]
+    plots.temporal.plot_delays(rows, tmp_path, title="recall")
+    plots.temporal.plot_taus([row for row in rows if row["delay"] == 1], tmp_path, title="rows")
+    for figure, points in zip(drawn, (3, 1), strict=True):
+        for axes in figure.axes:
+            last = [container.lines[0].get_xdata()[-1] for container in axes.containers]
+            lengths = [len(container.lines[0].get_xdata()) for container in axes.containers]
+            assert len(set(last)) == 3 and lengths == [points, max(points - 1, 1), points]
+        (legend,) = figure.legends
+        assert [name for name in texts(legend) if name != "without memory"] == list(rules)
+
+
 def test_bars_of_the_ablation_do_not_lie_on_each_other(drawn, tmp_path):
     rows = [
         {

@@ -59,6 +59,11 @@ def test_what_is_done_is_not_done_again(monkeypatch, tmp_path, capsys):
     assert len(jobs) == 3
     assert call(temporal_limits, monkeypatch, *args, "--updates", 4) == 1
     assert "choose another --workdir" in capsys.readouterr().err
+    # Where all steps have input there is no cue, and nothing is said of its gradient.
+    rows_of_digits = ("--tasks", "digits", *QUICK[2:], "--workdir", tmp_path / "digits")
+    assert call(temporal_limits, monkeypatch, *rows_of_digits) == 0
+    printed = capsys.readouterr().out
+    assert "digits  delay None  tau 2     sltt" in printed and "cue" not in printed
 
 
 @pytest.mark.parametrize(
@@ -67,6 +72,8 @@ def test_what_is_done_is_not_done_again(monkeypatch, tmp_path, capsys):
         ({"rules": ("eprop",)}, "a rule is one of bptt"),
         ({"taus": (1.0,)}, "taus must be numbers > 1"),
         ({"delays": (-1,)}, "delays must be numbers in 0..1000000"),
+        ({"learning_rate": 0.0}, "learning_rate must be a number > 0, got 0.0"),
+        ({"learning_rate": math.nan}, "learning_rate must be a number > 0, got nan"),
         ({"seeds": 0}, "seeds must be in 1..1000000, got 0"),
     ],
 )
