@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+import sltt_jax
 from tests.common.documents import blocks
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -34,3 +35,12 @@ def test_make_train_is_what_the_readme_says_and_resumes():
     (made,) = re.findall(r"experiments/train.py .*", makefile)
     (said,) = re.findall(r"`make train` is `python (.*?)`", README)
     assert made == said and "--overwrite" not in made
+
+
+def test_the_newest_version_of_the_changelog_is_the_one_that_is_built():
+    """Without a section of what is unreleased: what is built has the number of what it holds."""
+    root = Path(__file__).parent.parent
+    headings = re.findall(r"^## \[(.*)\]", (root / "CHANGELOG.md").read_text(), re.M)
+    cited = re.search(r"^version: (.*)$", (root / "CITATION.cff").read_text(), re.M)
+    assert headings[0] == sltt_jax.__version__ and len(headings) == len(set(headings))
+    assert cited and cited[1] == sltt_jax.__version__
