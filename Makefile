@@ -31,7 +31,7 @@ lint: $(READY)
 notebooks: $(READY)
 	$(RUN) notebooks/execute.py
 
-# XLA's compilers for GPUs and TPUs, 2 GB, in a folder of their own: in the environment they would be backends.
+# XLA's compilers for GPUs and TPUs, 1.7 GB, in a folder of their own: in the environment they would be backends.
 compilers: $(COMPILERS)/ready
 
 $(COMPILERS)/ready: $(READY)

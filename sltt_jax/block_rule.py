@@ -1,6 +1,6 @@
 """Contract of a training rule, and the loop of those that go through time block by block.
 
-In the equations of `sltt_jax.rules` and below, `l[t]` is the loss of step t, `s[t]` the state after it, and
+In the equations of `sltt_jax.rules` and below, `l[t]` is the loss of step t, `v[t]` the state after it, and
 `stop` is `lax.stop_gradient`.
 """
 

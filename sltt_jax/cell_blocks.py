@@ -23,7 +23,7 @@ Step = Callable[..., tuple[PyTree, PyTree]]
 def over_time(step: Step) -> Callable[..., tuple[PyTree, PyTree]]:
     """Builds `block(state, xs, *params, temporal_gradient=True) -> (state, ys)` of C >= 1 steps.
 
-        s[t], y[t] = step(s[t-1], x[t], *params)                with stop(s[t-1]) without temporal gradient
+        v[t], y[t] = step(v[t-1], x[t], *params)                with stop(v[t-1]) without temporal gradient
 
     Without temporal gradient nothing is differentiated along time, so the loop runs without gradients, and
     the outputs are then computed again, from the states that it visited, in one pass over the block: the
@@ -106,7 +106,7 @@ def _check(xs, temporal_gradient):
 def recurrent(step: Step) -> Step:
     """Puts lateral weights around a cell: its input gains the spikes of all its neurons one step before.
 
-        s[t] = step(state[t-1], x[t] + s[t-1] w, *params)
+        v[t], s[t] = step(v[t-1], x[t] + s[t-1] w, *params)
 
     Returns:
       `recurrent_step((state, s), x, w, *params) -> ((state, s), s)`: `s` are the outputs of the step before,

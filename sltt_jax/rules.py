@@ -9,7 +9,7 @@ consecutive time steps, and the loss of one step, which it averages over the T s
     (loss, aux), grads = sltt().value_and_grad(apply, step_loss)(params, state, inputs, target, key)
 
 What the four rules below have in common, and what a rule of your own needs, is in `sltt_jax/block_rule.py`.
-In the equations `l[t]` is the loss of step t, `s[t]` the state after it, and `stop` is `lax.stop_gradient`.
+In the equations `l[t]` is the loss of step t = 1, ..., T, `v[t]` the state after it, and `stop` is `lax.stop_gradient`.
 """
 
 import dataclasses
@@ -119,7 +119,7 @@ class bptt(Rule):
 class tbptt(BlockRule):
     """Truncated backpropagation through time: the temporal gradient is cut every `window` steps.
 
-        grads = d/dtheta 1/T sum_t l[t]                 with stop(s[t]) for t = window, 2 window, ...
+        grads = d/dtheta 1/T sum_t l[t]                 with stop(v[t]) for t = window, 2 window, ...
 
     `tbptt(1)` is SLTT, `tbptt(T)` is BPTT. The steps of a window go through the network together, layer by
     layer. Memory grows with `window`, not with T.
@@ -163,7 +163,7 @@ class _Chunked(BlockRule):
 class sltt(_Chunked):
     """Spatial Learning Through Time (Meng et al. 2023, section 4): BPTT without its temporal part.
 
-        grads = d/dtheta 1/T sum_t l[t]                 with stop(s[t]) for every t
+        grads = d/dtheta 1/T sum_t l[t]                 with stop(v[t]) for every t
 
     The gradient of every step is computed at that step and added up, so memory does not grow with T.
 
@@ -185,7 +185,7 @@ class sltt(_Chunked):
 class sltt_k(BlockRule):
     """SLTT-K (Meng et al. 2023, section 4): backward at only k of the T steps, forward at all.
 
-        grads = d/dtheta 1/T sum of l[t] over the k steps           with stop(s[t]) for every t
+        grads = d/dtheta 1/T sum of l[t] over the k steps           with stop(v[t]) for every t
 
     One draw of k distinct steps serves the whole batch; give every device the same key. Under `vmap` over
     keys both branches run at every step, and nothing is saved.
@@ -265,7 +265,7 @@ class ottt(_Chunked):
         grads = 1/T sum_t e[t] a[t]                     a[t] = decay a[t-1] + x[t]
 
     where `x[t]` is what enters the weights at step t and `e[t]` the gradient of `l[t]` to what leaves them,
-    with stop(s[t]) for every t: the error signal of SLTT times the trace of the input in place of the input.
+    with stop(v[t]) for every t: the error signal of SLTT times the trace of the input in place of the input.
     With `decay=0` it is SLTT. What has no presynaptic side (biases, scales, time constants) has the gradient
     of SLTT. Memory is flat in T, and holds a trace for every input of a layer beside what SLTT keeps.
 

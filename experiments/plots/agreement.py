@@ -53,13 +53,13 @@ def plot_steps(ends: dict, path: Path, *, tau: float, title: str):
     lags = np.arange(1, ends["T"])
     for (cosine, temporal), when in zip(grid, ("start", "end"), strict=True):
         for i, (color, label, layer) in enumerate(_by_depth(list(ends[when]["cosine"]))):
-            size = max(6 - 3 * i, 2)  # ever smaller marks, so that layers that lie on each other all show
+            size = max(6 - 3 * i, 2)  # ever smaller, so that layers that lie on each other all show
             values = [NOTHING if v is None else v for v in ends[when]["cosine"][layer]]
             cosine.plot(range(1, len(values) + 1), values, "o-", color=color, label=label)
             norms = ends[when]["lags"][layer]
             for kind, style in (("spectral", "-"), ("mean", ":")):
                 shown = [v or NOTHING for v in norms[kind]]
-                temporal.plot(lags, shown, f"o{style}", color=color, ms=size)
+                temporal.plot(lags, shown, f"o{style}", color=color, ms=size, lw=size / 2)
         bound = (1 - 1 / tau) ** lags
         temporal.plot(lags, bound, "k--", lw=1, label="$(1 - 1/\\tau)^k$")
         temporal.plot([], [], "-", color="0.5", label="largest")

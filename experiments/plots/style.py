@@ -22,6 +22,11 @@ plt.rcParams.update(
 )
 
 
+def spread_below(mean: float, deviation: float, most: float) -> list[list[float]]:
+    """A deviation to both sides, `[[below], [above]]` as bars take it, which ends at what is possible."""
+    return [[deviation], [max(min(deviation, most - mean), 0.0)]]
+
+
 def save(figure: Figure, path: Path, title: str | None = None):
     """Writes a picture, under a title if there is one, and forgets it."""
     if title is not None:

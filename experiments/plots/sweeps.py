@@ -4,7 +4,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from plots.style import save
+from plots.style import save, spread_below
 
 from sltt_jax import parse_rule, sltt_k
 
@@ -33,7 +33,7 @@ def plot_k_tradeoff(rows: list[dict], path: Path, *, title: str):
         over_work.errorbar(work * (1 + nudge / 4), mean, std, fmt="o-", capsize=2)
     over_k.set(xlabel="K: steps with a backward pass", ylabel="test accuracy (%)")
     over_k.set_xticks(sorted({int(k) for points in lines.values() for k, *_ in points}))
-    over_work.set(xlabel="operations of an update (GFLOP)")
+    over_work.set(xlabel="operations of an update (GFLOP)\n(points of the same number side by side)")
     figure.legend(loc="outside lower center", ncols=4, fontsize=8)
     save(figure, path, title)
 
@@ -79,11 +79,13 @@ def plot_frontier(rows: list[dict], path: Path, *, title: str):
         mean, std = (100 * value for value in row["test_accuracy"])
         found = row["temp_bytes"] / 2**20, row["flops_per_update"] / 1e9, row["cosine"][0]
         for axes, x in zip(panels, found, strict=True):
-            style = {"fmt": markers[i % len(markers)], "color": f"C{i}", "capsize": 3}
-            axes.errorbar(x, mean, std, label=row["rule"], **style)
+            # Hollow, so that a rule shows where another has the same figures.
+            style = {"fmt": markers[i % len(markers)], "color": f"C{i}", "capsize": 3, "mfc": "none"}
+            off = spread_below(*row["cosine"], 1.0) if axes is panels[2] else None
+            axes.errorbar(x, mean, std, off, label=row["rule"], **style)
     panels[0].set(xlabel="temporaries of an update (MiB)", ylabel="test accuracy (%)", xscale="log")
     panels[1].set(xlabel="operations of an update (GFLOP)")
-    panels[2].set(xlabel="cosine with BPTT's gradient")
+    panels[2].set(xlabel="cosine with BPTT's gradient (bars end at 1)")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(rows), 5), fontsize=8)
     save(figure, path, title)

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from plots.style import save
 
-MEASURES = {"accuracy": "test accuracy (%)", "cosine": "cosine with BPTT's gradient"}
+MEASURES = {"accuracy": "test accuracy (%)", "cosine": "cosine with BPTT's gradient,\nbefore training"}
 
 # The same in all pictures. SLTT is dashed, since it often lies on top of others.
 STYLES = {

@@ -1,9 +1,11 @@
 """The picture of which_rule.py."""
 
+import re
+from collections import Counter
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from plots.style import save
+from plots.style import save, spread_below
 
 PANELS = {
     "temporaries": "temporaries over bptt's",
@@ -15,7 +17,10 @@ MARKERS = "os^vDPX"
 
 
 def plot_rules(rows: list[dict], path: Path):
-    """Memory, operations, cosine and accuracy, a line for every kind of rule, a marker for every network."""
+    """Memory, operations, cosine and accuracy, a line for every kind of rule, a marker for every network.
+
+    Where a network has several rules of a kind, their windows or chunks stand below the markers.
+    """
     kinds, networks = sorted({row["kind"] for row in rows}), list(dict.fromkeys(r["network"] for r in rows))
     figure, panels = plt.subplots(
         1, len(PANELS), figsize=(11, 1.8 + 0.42 * len(kinds)), sharey=True, layout="constrained"
@@ -25,14 +30,18 @@ def plot_rules(rows: list[dict], path: Path):
             shown = [row for row in rows if row["network"] == network and measure in row]
             # Each network has a height of its own, so that equal figures do not hide each other.
             ys = [kinds.index(row["kind"]) + 0.12 * (i - (len(networks) - 1) / 2) for row in shown]
-            values, spreads = (
-                zip(*(_value(row, measure) for row in shown), strict=True) if shown else ((), ())
-            )
-            marker = MARKERS[i % len(MARKERS)]
-            axes.errorbar(values, ys, xerr=spreads, fmt=marker, color=f"C{i}", ms=5, capsize=2)
+            several = Counter(row["kind"] for row in shown)
+            for row, y in zip(shown, ys, strict=True):
+                value, spread = _value(row, measure)
+                style = {"fmt": MARKERS[i % len(MARKERS)], "color": f"C{i}", "ms": 5, "capsize": 2}
+                axes.errorbar(value, y, xerr=spread, **style)
+                if several[row["kind"]] > 1 and measure != "operations":  # these lie on one another
+                    numbers = re.sub(r"^\w+\(|, \w+=.*|\)$", "", row["rule"])
+                    place = {"xytext": (0, -4), "textcoords": "offset points", "ha": "center", "va": "top"}
+                    axes.annotate(numbers, (value, y), fontsize=7, **place)
         axes.set(xlabel=label)
     panels[0].set(xscale="log", yticks=range(len(kinds)), yticklabels=kinds)
-    panels[0].invert_yaxis()
+    panels[0].set_ylim(len(kinds) - 0.5, -0.5)
     for axes, at in zip(panels, (1, 1, 1, 0), strict=True):
         axes.axvline(at, color="grey", lw=0.8, ls=":")
     for i, network in enumerate(networks):
@@ -42,7 +51,8 @@ def plot_rules(rows: list[dict], path: Path):
 
 
 def _value(row, measure):
-    """A figure and its standard deviation over seeds."""
-    if measure == "lost":
-        return 100 * row["lost"], 100 * row["accuracy"][1]
-    return tuple(row[measure]) if measure == "cosine" else (row[measure], 0.0)
+    """A figure and its standard deviation over seeds, below and above."""
+    if measure == "cosine":
+        return row["cosine"][0], spread_below(*row["cosine"], 1.0)
+    value, spread = (100 * row["lost"], 100 * row["accuracy"][1]) if measure == "lost" else (row[measure], 0)
+    return value, [[spread], [spread]]

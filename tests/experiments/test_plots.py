@@ -8,6 +8,7 @@ import plots.benchmark
 import plots.cost
 import plots.sweeps
 import plots.temporal
+import plots.which_rule
 import pytest
 
 
@@ -15,7 +16,8 @@ import pytest
 def drawn(monkeypatch):
     """Catches the figures in place of saving them."""
     figures = []
-    for module in (plots.agreement, plots.benchmark, plots.cost, plots.sweeps, plots.temporal):
+    modules = plots.agreement, plots.benchmark, plots.cost, plots.sweeps, plots.temporal, plots.which_rule
+    for module in modules:
         monkeypatch.setattr(module, "save", lambda figure, *_: figures.append(figure))
     yield figures
     for figure in figures:
@@ -61,6 +63,31 @@ def test_rules_of_the_limits_that_give_the_same_are_all_seen(drawn, tmp_path):
             assert len(set(last)) == 3 and lengths == [points, max(points - 1, 1), points]
         (legend,) = figure.legends
         assert [name for name in texts(legend) if name != "without memory"] == list(rules)
+
+
+FIGURES = {"temporaries": 0.5, "operations": 1.0, "lost": 0.0, "accuracy": (0.9, 0.01)}
+
+
+def test_windows_of_one_kind_of_rule_are_told_apart(drawn, tmp_path):
+    names = {"bptt": "bptt", "tbptt(100)": "tbptt", "tbptt(10)": "tbptt", "ottt(0.9, 20)": "ottt in chunks"}
+    rows = [
+        {"network": "qtdb", "rule": rule, "kind": kind, "cosine": (0.9, 0.3), **FIGURES}
+        for rule, kind in names.items()
+    ]
+    plots.which_rule.plot_rules(rows, tmp_path)
+    for axes, shown in zip(drawn[0].axes, (True, False, True, True), strict=True):
+        assert [text.get_text() for text in axes.texts] == ["100", "10"] * shown
+
+
+def test_bars_of_cosines_end_at_1(drawn, tmp_path):
+    """A standard deviation of 0.3 around 0.9 would go beyond it."""
+    row = {"rule": "sltt", "test_accuracy": (0.9, 0.01), "temp_bytes": 1e6, "flops_per_update": 1e9}
+    plots.sweeps.plot_frontier([{**row, "cosine": (0.9, 0.3)}], tmp_path, title="qtdb")
+    one = {"network": "qtdb", "rule": "sltt", "kind": "sltt", "cosine": (0.9, 0.3), **FIGURES}
+    plots.which_rule.plot_rules([one], tmp_path)
+    for figure in drawn:
+        across = figure.axes[2].containers[0].lines[2][0].get_segments()[0][:, 0]
+        assert across == pytest.approx([0.6, 1.0])
 
 
 def test_bars_of_the_ablation_do_not_lie_on_each_other(drawn, tmp_path):
