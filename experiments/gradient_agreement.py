@@ -8,7 +8,7 @@ each number of time steps under `--rule`, all its checkpoints are kept (`--save-
 and the gradients of `--rules` are compared with that of BPTT at each. Writes gradient_agreement.json,
 agreement.png (cosine over training) and steps.png: at the start and the end of training, and for the largest
 T, the cosine of the error signals of every step, and how much of one is left after it went back through some
-steps of a layer.
+steps of a layer. Of recurrent networks, whose layers have lateral weights, there is no steps.png.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from common.command import check_numbers, command, markdown_table, resumed, write_json
+from common.configs import RECURRENT
 from common.measures import arguments
 from common.rule_flags import steps_needed
 from common.runs import Experiment, Run, build, presets
@@ -81,12 +82,14 @@ def main(base: Tracking):
             found["rows"].append(row)
             write_json(path, found)
     longest = max(runs, key=lambda run: run.T)
-    found["ends"] = {"T": longest.T, **look_closer(longest)}
-    write_json(path, found)
+    if base.model != RECURRENT:
+        found["ends"] = {"T": longest.T, **look_closer(longest)}
+        write_json(path, found)
     rows = [row for row in found["rows"] if row["T"] in base.steps]
     title, table = f"{base.preset}, tau={base.tau:g}, trained under {base.rule}", tabulate(rows)
     plot_agreement(rows, base.workdir / "agreement.png", title=title)
-    plot_steps(found["ends"], base.workdir / "steps.png", tau=base.tau, title=f"{title}, T={longest.T}")
+    if "ends" in found:
+        plot_steps(found["ends"], base.workdir / "steps.png", tau=base.tau, title=f"{title}, T={longest.T}")
     (base.workdir / "gradient_agreement.md").write_text(table + "\n")
     print(f"\n{title}\n\n{table}\n\na membrane fades to 0.1 % in {horizon(base.tau):.1f} steps")
     for T in base.steps:

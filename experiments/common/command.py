@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import jax
 import tyro
+from tqdm import tqdm
 
 from sltt_jax import training
 from sltt_jax.cpu import tune_xla
@@ -67,7 +68,7 @@ def command(
                         xla()
                     body(given)
             except (FloatingPointError, MemoryError, OSError, ValueError) as error:
-                print(f"error: {error}", file=sys.stderr)
+                tqdm.write(f"error: {error}", file=sys.stderr)  # not on the line of a progress bar
                 status = 1
             except KeyboardInterrupt:
                 number = (requests and requests.noted) or signal.SIGINT

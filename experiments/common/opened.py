@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from common.configs import Config
 from common.data_sets import WORKERS, spec
+from common.identity import identity
 from common.own_data import open_own
 from common.sources import Source, source_of
 
@@ -27,6 +29,7 @@ class OpenData(NamedTuple):
       batch: a batch of the training data over all processes, for shapes and types.
       classes: number of classes.
       about: of data of one's own, what it is in words, a line each.
+      identity: of data of one's own, what tells it apart from other data, see identity.py.
     """
 
     encode: encoders.Encoder
@@ -36,6 +39,7 @@ class OpenData(NamedTuple):
     batch: data.Batch
     classes: int
     about: tuple[str, ...] = ()
+    identity: Mapping[str, Any] = MappingProxyType({})
 
 
 def open_data(config: Config, directory: Path, *, made: bool, download: bool = False) -> OpenData:
@@ -92,10 +96,11 @@ def _batches(arrays: data.ArrayData, config: Config) -> dict[str, Any]:
 
 def _open_own(config: Config, source: Source, directory: Path) -> OpenData:
     own = open_own(config, source, directory)
-    encode_target, classes = _target_encoder(own.per_step), own.data.classes
+    how: Any = {"encode": own.encode, "encode_target": _target_encoder(own.per_step)}
+    how |= {"classes": own.data.classes, "about": own.about}
+    how["identity"] = identity(own.data, own.names, config.T)
     if isinstance(own.data, data.ArrayData):
-        parts = _batches(own.data, config)
-        return OpenData(own.encode, encode_target, **parts, classes=classes, about=own.about)
+        return OpenData(**how, **_batches(own.data, config))
     if config.train_samples or config.test_samples or config.validation:
         raise ValueError(
             f"{source} has batches of its own: no --train-samples, --test-samples, --validation or --reduced"
@@ -107,7 +112,7 @@ def _open_own(config: Config, source: Source, directory: Path) -> OpenData:
             f"{len(whole['x'])}"
         )
     held_out = {"test": own.data.test}
-    return OpenData(own.encode, encode_target, own.data.train, held_out, whole, classes, own.about)
+    return OpenData(**how, train=own.data.train, held_out=held_out, batch=whole)
 
 
 def split_indices(n: int, config: Config) -> tuple[np.ndarray, np.ndarray]:

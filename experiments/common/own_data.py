@@ -21,12 +21,14 @@ class Own(NamedTuple):
       data: arrays or batches.
       encode: how the network sees a batch.
       per_step: there is a label at each step.
+      names: of the classes.
       about: what it is in words, a line each.
     """
 
     data: data.ArrayData | data.BatchData
     encode: encoders.Encoder
     per_step: bool
+    names: tuple[str, ...]
     about: tuple[str, ...]
 
 
@@ -62,7 +64,7 @@ def open_own(config: Config, source: Source, directory: Path) -> Own:
         form = Spec(arrays.train_x.shape[2:], arrays.classes, None, events=True)
         said = _moments("events of a pixel and step", arrays.train_x)
     about = f"data     {source}", *_about(arrays, names), f"inputs   {said}"
-    return Own(arrays, form.encoder(config), False, about)
+    return Own(arrays, form.encoder(config), False, names, about)
 
 
 def _mean_and_std(x: np.ndarray, folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -120,9 +122,10 @@ def _of_module(config: Config, path: Path) -> Own:
     step = checked_step(encode, sample.train_x[: config.batch_size], config.T, path)
     if config.model in FLAT and len(step) == 3:
         encode = encoders.flat(encode)
+    names = tuple(map(str, range(own.classes)))
     if isinstance(own, data.BatchData):
         whole = (f"samples  in {own.train.steps_per_epoch} batches an epoch; {own.classes} classes",)
     else:
-        whole = _about(own, tuple(map(str, range(own.classes))))
+        whole = _about(own, names)
     said = f"{_moments('numbers', sample.train_x)}; the network sees {list(step)} at each step"
-    return Own(own, encode, per_step, (f"data     {path}", *whole, f"inputs   {said}"))
+    return Own(own, encode, per_step, names, (f"data     {path}", *whole, f"inputs   {said}"))

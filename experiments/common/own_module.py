@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import jax
 import numpy as np
+from common.own_batches import checked
 
 from sltt_jax import data
 from sltt_jax.blocks import first_step, time_steps
@@ -33,6 +34,7 @@ def call(path: Path, wanted: data.Wanted) -> tuple[data.ArrayData | data.BatchDa
         if isinstance(own, (data.ArrayData, data.BatchData)) and callable(encode):
             if own.classes < 2:
                 raise ValueError(f"{path}: there must be at least two classes, got {own.classes}")
+            own = checked(own, path) if isinstance(own, data.BatchData) else own
             return own, cast(Encoder, encode)
     parts = found if isinstance(found, tuple) else (found,)
     got = ", ".join(type(part).__name__ for part in parts)
@@ -51,7 +53,8 @@ def _function(path: Path) -> Any:
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
-        raise ValueError(f"{path}: line {error.lineno}: {error.msg}") from error
+        where = f"line {error.lineno}: " if error.lineno else ""
+        raise ValueError(f"{path}: {where}{error.msg}") from error
     function = getattr(module, FUNCTION, None)
     if not callable(function):
         raise ValueError(f"{path}: it has no function {FUNCTION}(wanted)")
@@ -62,16 +65,11 @@ def sample_of(own: data.ArrayData | data.BatchData, path: Path) -> data.ArrayDat
     """Takes the first batches of either split as arrays, which are checked; arrays are returned as they are.
 
     Raises:
-      ValueError: they are not as they should be.
+      ValueError: they do not go together.
     """
     if isinstance(own, data.ArrayData):
         return own
-    train, test = own.first_batch(), next(iter(own.test()), None)
-    for name, batch, keys in (("train", train, {"x", "y"}), ("test", test, {"x", "y", "mask"})):
-        if not isinstance(batch, dict) or set(batch) != keys:
-            got = sorted(batch) if isinstance(batch, dict) else batch
-            raise ValueError(f"{path}: {name} batches must be dicts of {sorted(keys)}, got {got}")
-    assert test is not None
+    train, test = own.first_batch(), next(iter(own.test()))
     chosen = np.asarray(test["mask"]) != 0
     x, y = (jax.tree.map(lambda a: a[chosen], test[name]) for name in ("x", "y"))
     try:

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from common import identity
 from common.command import check_numbers
 from common.configs import Config, make_model
 from common.opened import OpenData, open_data
@@ -144,7 +145,7 @@ def build(run: Run) -> Experiment:
     """Makes everything that a run is made of.
 
     Raises:
-      ValueError: a setting that cannot be.
+      ValueError: a setting that cannot be, or data that are not what the run in its workdir began with.
       OSError: the data cannot be read.
     """
     if run.reduced:
@@ -153,6 +154,8 @@ def build(run: Run) -> Experiment:
     training.check_divides(run.batch_size, len(devices) * jax.process_count())
     step_loss = losses.classification(mse_weight=run.mse_weight, mse_target=run.mse_target)
     data = open_data(run, run.data_dir, made=run.made, download=run.download)
+    if not run.overwrite:
+        identity.check(run.workdir, run.data, data.identity)
     model = make_model(run, data.classes)
     if run.rule in AUTO:
         rule = AUTO[run.rule]

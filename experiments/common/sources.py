@@ -21,7 +21,7 @@ class Source(NamedTuple):
 
 
 def source_of(name: str) -> Source | None:
-    """Reads such a name, and makes its path absolute; None for any other name.
+    """Reads such a name, and makes its path absolute and without links; None for any other name.
 
     Raises:
       ValueError: there is no path.
@@ -30,5 +30,5 @@ def source_of(name: str) -> Source | None:
     if colon and (kind == "folder" or kind == "events"):
         if not path:
             raise ValueError(f"data {name!r} names no folder; expected {kind}:PATH")
-        return Source(kind, Path(path).expanduser().absolute())
-    return Source("module", Path(name).expanduser().absolute()) if name.endswith(".py") else None
+        return Source(kind, Path(path).expanduser().resolve())
+    return Source("module", Path(name).expanduser().resolve()) if name.endswith(".py") else None

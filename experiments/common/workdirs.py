@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from common import identity
 from common.command import read_json, write_json
 from common.configs import Config
 from common.presets import reduced
@@ -21,7 +22,15 @@ CONFIG = "config.json"
 SUMMARY = "summary.json"
 CURVES = "curves.png"
 TENSORBOARD = "tensorboard"
-WRITTEN = training.CHECKPOINTS, training.DAMAGED, training.METRICS_FILE, SUMMARY, CURVES, TENSORBOARD
+WRITTEN = (
+    identity.FILE,
+    training.CHECKPOINTS,
+    training.DAMAGED,
+    training.METRICS_FILE,
+    SUMMARY,
+    CURVES,
+    TENSORBOARD,
+)
 
 
 @contextlib.contextmanager
@@ -35,6 +44,7 @@ def prepare(run: Run) -> Iterator[tuple[Experiment, training.Checkpoints]]:
     _check_agreement(run)
     check_workdir(run)
     experiment = build(run)
+    _check_network(experiment)  # before the workdir is claimed
     if training.differing({"updates": str(experiment.data.train.steps_per_epoch)}):
         raise ValueError("the processes differ in their training data")
     training.on_first(lambda: run.workdir.mkdir(parents=True, exist_ok=True))
@@ -45,10 +55,21 @@ def prepare(run: Run) -> Iterator[tuple[Experiment, training.Checkpoints]]:
             if found is not None and run.overwrite:
                 checkpoints.clear()
             if found is None or run.overwrite:
-                _start(run)
+                _start(run, experiment)
 
         training.on_first(claim)
         yield experiment, checkpoints
+
+
+def _check_network(experiment):
+    """Raises a ValueError if the network does not take the data, or what it is to start from."""
+    run = experiment.run
+    try:
+        jax.eval_shape(experiment.initial_state, jax.random.key(run.seed))
+    except ValueError as error:
+        raise ValueError(f"{run.data}: {run.model} does not take it: {error}") from error
+    if run.init_from is not None:
+        experiment.load(run.init_from)
 
 
 def check_workdir(run: Run) -> Run | None:
@@ -88,11 +109,12 @@ def _check_agreement(run):
         raise ValueError(f"the processes differ in {', '.join(names)}; run the same command on all")
 
 
-def _start(run):
+def _start(run, experiment):
     """Takes away what else there is of the run before, and writes the settings of the new one."""
     events = (run.workdir / TENSORBOARD).glob("events.out.tfevents.*")
     for path in (*(run.workdir / name for name in (training.METRICS_FILE, SUMMARY, CURVES)), *events):
         path.unlink(missing_ok=True)
+    identity.record(run.workdir, experiment.data.identity)
     write_json(run.workdir / CONFIG, config_of(run))
 
 

@@ -1,5 +1,6 @@
 """The look of all pictures."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -22,8 +23,9 @@ plt.rcParams.update(
 )
 
 
-def spread_below(mean: float, deviation: float, most: float) -> list[list[float]]:
-    """A deviation to both sides, `[[below], [above]]` as bars take it, which ends at what is possible."""
+def spread_below(figure: Sequence[float], most: float) -> list[list[float]]:
+    """Of (mean, deviation): the deviation below and above, `[[1], [1]]`, which ends at what is possible."""
+    mean, deviation = figure
     return [[deviation], [max(min(deviation, most - mean), 0.0)]]
 
 

@@ -81,8 +81,8 @@ def plot_frontier(rows: list[dict], path: Path, *, title: str):
         for axes, x in zip(panels, found, strict=True):
             # Hollow, so that a rule shows where another has the same figures.
             style = {"fmt": markers[i % len(markers)], "color": f"C{i}", "capsize": 3, "mfc": "none"}
-            off = spread_below(*row["cosine"], 1.0) if axes is panels[2] else None
-            axes.errorbar(x, mean, std, off, label=row["rule"], **style)
+            off = spread_below(row["cosine"], 1.0) if axes is panels[2] else None
+            axes.errorbar(x, mean, yerr=std, xerr=off, label=row["rule"], **style)
     panels[0].set(xlabel="temporaries of an update (MiB)", ylabel="test accuracy (%)", xscale="log")
     panels[1].set(xlabel="operations of an update (GFLOP)")
     panels[2].set(xlabel="cosine with BPTT's gradient (bars end at 1)")

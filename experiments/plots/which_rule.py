@@ -53,6 +53,6 @@ def plot_rules(rows: list[dict], path: Path):
 def _value(row, measure):
     """A figure and its standard deviation over seeds, below and above."""
     if measure == "cosine":
-        return row["cosine"][0], spread_below(*row["cosine"], 1.0)
+        return row["cosine"][0], spread_below(row["cosine"], 1.0)
     value, spread = (100 * row["lost"], 100 * row["accuracy"][1]) if measure == "lost" else (row[measure], 0)
     return value, [[spread], [spread]]

@@ -43,12 +43,14 @@ def cached(
       name: of the file, before its key.
       options: all that the arrays depend on besides the sources; plain values.
       root: the folder that the names of the sources are relative to, so that a moved folder stays valid.
-      sources: the files the arrays are made of; their names, sizes and times of change are part of the key.
+      sources: the files the arrays are made of; their names, sizes and times of change are part of the key,
+        also their inodes and the time that no archive can set: other files are not taken for them.
       build: makes the arrays of `ArrayData`.
       classes: the number of classes.
 
+    Where the cache cannot be written, a warning names it, and the data are made anew the next time.
+
     Raises:
-      OSError: the cache cannot be written; the error names it.
       ValueError: what was built is no data set, see `ArrayData`; it is not kept.
     """
     if folder is None:
@@ -64,7 +66,12 @@ def cached(
             warnings.warn(f"{path}: damaged cache, it is made again: {error}", stacklevel=2)
     arrays = build()
     data = ArrayData(**arrays, classes=classes)
-    _write(path, arrays)
+    try:
+        _write(path, arrays)
+    except OSError as error:
+        size = sum(a.nbytes for a in arrays.values())
+        message = f"{path}: {size:,} bytes of cache cannot be kept, and are made anew each time: "
+        warnings.warn(message + (error.strerror or str(error)), stacklevel=2)
     return data
 
 
@@ -83,7 +90,8 @@ def remove_rests(paths: Iterable[Path]) -> None:
 
 
 def _key(name: str, options: dict[str, Any], root: Path, sources: Iterable[Path]) -> str:
-    files = [(p.relative_to(root).as_posix(), (s := p.stat()).st_size, s.st_mtime_ns) for p in sources]
+    stats = ((p.relative_to(root).as_posix(), p.stat()) for p in sources)
+    files = [(name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for name, s in stats]
     text = json.dumps([VERSION, name, options, files], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -97,10 +105,6 @@ def _write(path: Path, arrays: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        size = sum(a.nbytes for a in arrays.values())
-        message = f"cannot write {size:,} bytes of cache: {error.strerror}"
-        raise OSError(error.errno, message, str(path)) from error
     finally:
         if temporary.exists():
             temporary.unlink()

@@ -45,7 +45,7 @@ def find_class_files(folder: str | Path, suffixes: Collection[str], *, test_shar
     Raises:
       FileNotFoundError: there is no such folder.
       ValueError: it has no class folders, or one alone; a class has too few files, or files of another kind;
-        the splits differ in their classes.
+        the splits differ in their classes, or there is another folder beside them.
     """
     folder = Path(folder)
     if not 0 < test_share < 1:
@@ -59,7 +59,11 @@ def find_class_files(folder: str | Path, suffixes: Collection[str], *, test_shar
     if given:
         train, test = (_classes(folder / name, suffixes) for name in SPLITS)
         for name in sorted(train.keys() ^ test.keys()):
-            raise ValueError(f"{folder}: class {name!r} is in one of train/ and test/ alone")
+            where = "train" if name in train else "test"
+            raise ValueError(f"{folder}: class {name!r} is in {where}/ alone; it must be in both")
+        for path in _folders(folder):
+            if path.name not in SPLITS:
+                raise ValueError(f"{path}: it would not be read; move it away from beside train/ and test/")
     else:
         parts = {n: _drawn(folder / n, paths, test_share) for n, paths in _classes(folder, suffixes).items()}
         train, test = ({name: part[i] for name, part in parts.items()} for i in (0, 1))
@@ -89,6 +93,8 @@ def _files(folder: Path, suffixes: Collection[str]) -> list[Path]:
     paths = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
     paths = [p for p in paths if p.name.lower() not in LEFT_BEHIND]
     for path in paths:
+        if not path.exists():
+            raise ValueError(f"{path}: a link to nothing")
         if path.is_dir() or path.suffix.lower() not in suffixes:
             what = "a folder" if path.is_dir() else "not of a kind that is read"
             raise ValueError(f"{path}: {what}; class folders hold {', '.join(sorted(suffixes))} alone")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from sltt_jax.blocks import PyTree
+from sltt_jax.data.arrays import check_classes
 from sltt_jax.data.pipeline import Batch, Batches
 
 
@@ -35,7 +36,8 @@ class BatchData:
       classes: number of classes.
 
     Raises:
-      ValueError: there is no batch in an epoch.
+      ValueError: `train` is no `Batches`, there is no batch in an epoch, `test` is no function, or `classes`
+        no whole number.
     """
 
     train: Batches
@@ -43,6 +45,12 @@ class BatchData:
     classes: int
 
     def __post_init__(self):
+        check_classes(self.classes)
+        needs = "__next__", "steps_per_epoch", "get_state", "set_state"
+        if lacks := [name for name in needs if not hasattr(self.train, name)]:
+            raise ValueError(f"train must be sltt_jax.data.Batches, and has no {', '.join(lacks)}")
+        if not callable(self.test):
+            raise ValueError(f"test must be a function that returns batches, got {type(self.test).__name__}")
         if self.train.steps_per_epoch < 1:
             raise ValueError(f"train must have batches, got steps_per_epoch={self.train.steps_per_epoch}")
 

@@ -69,7 +69,7 @@ def test_train_may_be_a_class(tmp_path):
         (
             ("train/a/1.png", "train/b/1.png", "test/a/1.png", "test/c/1.png"),
             "",
-            "class 'b' is in one of train/ and test/ alone",
+            "class 'b' is in train/ alone; it must be in both",
         ),
     ],
 )

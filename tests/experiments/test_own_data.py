@@ -13,65 +13,8 @@ from common.sources import source_of
 from common.workdirs import prepare, read_run
 from PIL import Image
 
+from tests.common.own_data import of_module, opened
 from tests.common.scripts import assert_refused
-
-HEAD = """
-import numpy as np
-from sltt_jax import data
-from sltt_jax.data import encoders
-
-x = np.random.default_rng(0).normal(size=(40, 5, 3)).astype(np.float32)
-y = x.argmax(-1)
-one = np.ones((40, 5), np.float32)
-split = lambda x, y: (x[:30], y[:30], x[30:], y[30:])
-steps = lambda y: {"y": y, "weight": np.ones(y.shape, np.float32)}
-
-
-class Batches:
-    steps_per_epoch = 3
-
-    def __init__(self, **changes):
-        self.number, self.changes = 0, changes
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        self.number += 1
-        return {"x": x[:8] + self.number, "y": y[:8, 0], **self.changes}
-
-    def get_state(self):
-        return {"number": self.number}
-
-    def set_state(self, state):
-        self.number = state["number"]
-
-
-def test():
-    return [{"x": x[:8], "y": y[:8, 0], "mask": np.ones(8)}]
-
-
-def load_data(wanted):
-"""
-
-
-@pytest.fixture
-def shapes(tmp_path):
-    for y, name in enumerate(("dark", "light")):
-        (tmp_path / "shapes" / name).mkdir(parents=True)
-        for i in range(10):
-            Image.new("L", (4, 4), 100 * y + i).save(tmp_path / "shapes" / name / f"{i}.png")
-    return tmp_path / "shapes"
-
-
-def opened(directory, **settings):
-    config = Config("digits", **{"T": 5, "batch_size": 8, **settings})
-    return open_data(config, directory, made=False)
-
-
-def of_module(folder, line, **settings):
-    (folder / "own.py").write_text(f"{HEAD}    return {line}\n")
-    return opened(folder, data=str(folder / "own.py"), **settings)
 
 
 def test_names(tmp_path, monkeypatch):
@@ -102,16 +45,16 @@ def test_a_run_is_read_from_another_directory(shapes, tmp_path, monkeypatch):
     """By its config.json alone."""
     monkeypatch.chdir(tmp_path)
     run = Run.of(
-        "digits", data="folder:shapes", test_share=0.4, size=3, batch_size=8, workdir=tmp_path / "run"
+        "digits", data="folder:shapes", test_share=0.4, size=4, batch_size=8, workdir=tmp_path / "run"
     )
     with prepare(run) as (experiment, _):
         assert experiment.model.classes == 2
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert (config["data"], config["size"], config["test_share"]) == (f"folder:{shapes}", 3, 0.4)
+    assert (config["data"], config["size"], config["test_share"]) == (f"folder:{shapes}", 4, 0.4)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     again = open_data(read_run(tmp_path / "run", tmp_path / "data"), tmp_path / "data", made=False)
-    assert len(list(again.held_out["test"]())) == 1 and again.batch["x"].shape == (8, 3, 3, 1)
+    assert len(list(again.held_out["test"]())) == 1 and again.batch["x"].shape == (8, 4, 4, 1)
     np.testing.assert_array_equal(again.batch["x"], experiment.data.batch["x"])
 
 
@@ -180,10 +123,13 @@ BATCHES = "data.BatchData(Batches({}), test, 3), encoders.event_frames()"
             "data.ArrayData(*split(x, y[:, 0]), classes=3), lambda x, key: x[0, 0, 0]",
             "the encoder cannot encode",
         ),
-        (BATCHES.format("z=1"), r"train batches must be dicts of \['x', 'y'\], got \['x', 'y', 'z'\]"),
-        (BATCHES.format("y=y[:8, 0] - 3"), r"first batch: train: label -[123]"),
+        (BATCHES.format("z=1"), r"train batch 0 must be a dict of \['x', 'y'\], got \['x', 'y', 'z'\]"),
+        (BATCHES.format("y=y[:8, 0] - 3"), r"train batch 0: label -[123]"),
         (BATCHES.format("x=x[:4], y=y[:4, 0]"), "must have batch_size=8 samples, got 4"),
-        ("data.BatchData(Batches(), lambda: [], 3), encoders.event_frames()", "test batches must be dicts"),
+        (
+            "data.BatchData(Batches(), lambda: [], 3), encoders.event_frames()",
+            r"test\(\) returned no batches",
+        ),
     ],
 )
 def test_what_a_file_may_not_return(tmp_path, line, message):

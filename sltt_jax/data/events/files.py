@@ -122,8 +122,13 @@ def read_gesture_npy(path: str | Path) -> Events:
     data = Path(path).read_bytes()
     with reading(path, "a NumPy file of events"):
         rows = _npy(data)
-        if rows.ndim != 2 or rows.shape[1] != 4 or not np.isfinite(rows).all() or (rows[:, :3] % 1).any():
-            raise ValueError(f"expected finite [N, 4] with whole x, y, p, got {rows.dtype} {rows.shape}")
+        if rows.ndim != 2 or rows.shape[1] != 4:
+            raise ValueError(f"expected numbers [N, 4], x, y, p and t, got {rows.dtype} {rows.shape}")
+        if len(wrong := np.argwhere(~np.isfinite(rows))):
+            raise ValueError(f"event {wrong[0, 0]} has {'xypt'[wrong[0, 1]]} = {rows[tuple(wrong[0])]}")
+        if len(wrong := np.argwhere(rows[:, :3] % 1 != 0)):
+            i, column = wrong[0]
+            raise ValueError(f"event {i} has {'xyp'[column]} = {rows[i, column]}, no whole number")
         t = np.rint(rows[:, 3].astype(np.float64) * 1000)
         # Below 2^53 float64 holds every whole number, and int64 all of these.
         columns = np.column_stack([rows[:, :3].astype(np.float64), t])

@@ -7,6 +7,7 @@ seconds.
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -57,12 +58,19 @@ def decode(package: str, path: str | Path) -> dict[str, np.ndarray]:
         except subprocess.TimeoutExpired:
             raise ValueError(f"{package} was stopped after {seconds:.0f} s for {size:,} bytes") from None
         if ended.returncode:
-            *_, last = ended.stderr.decode(errors="replace").strip().splitlines() or [""]
-            reason = last.removeprefix("ValueError: ")
+            said = ended.stderr.decode(errors="replace")
+            reason = _reason(said).removeprefix("ValueError: ")
             raise ValueError(reason or f"{package} ended with status {ended.returncode}")
         result.seek(0)
         with np.load(result) as arrays:
             return dict(arrays)
+
+
+def _reason(said: str) -> str:
+    """The line that names the error, of what a process said at its end; Rust says more after it."""
+    lines = said.strip().splitlines() or [""]
+    errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Exit)\b", line)]
+    return (errors or lines)[-1]
 
 
 def _spikes(path: str) -> dict[str, np.ndarray]:

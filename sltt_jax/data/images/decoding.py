@@ -2,7 +2,7 @@
 
 import io
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 SIZE = 224  # of photographs of ImageNet, as networks take them
 
@@ -19,7 +19,10 @@ def open_image(data: bytes) -> Image.Image:
       ValueError: it has more than `LARGEST` pixels.
       OSError: it is neither a JPEG nor a PNG.
     """
-    image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
+    try:
+        image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
+    except UnidentifiedImageError:
+        raise OSError(f"it begins with {data[:8]!r}, and its header cannot be read") from None
     if image.width * image.height > LARGEST:
         raise ValueError(f"it has {image.width} x {image.height} pixels, more than {LARGEST:,}")
     return image

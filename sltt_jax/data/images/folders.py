@@ -94,7 +94,7 @@ def _decode(name: str, files: Sequence[LabelledFile], shape: tuple[int, int, int
     """Pixels `[N, *shape]` and labels `[N]` of a split."""
     xs, ys = np.empty((len(files), *shape), np.uint8), np.empty(len(files), np.int32)
     for i, (path, label) in enumerate(tqdm(files, f"{name} images", disable=None)):
-        with reading(path, "a whole JPEG or PNG image"):
+        with reading(path, "a whole, opaque JPEG or PNG image"):
             image = _opaque(open_image(path.read_bytes())).convert("L" if shape[2] == 1 else "RGB")
             image = image if size is None else resize_center_crop(image, size, size)
             xs[i], ys[i] = np.asarray(image).reshape(shape), label

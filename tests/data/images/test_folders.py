@@ -80,8 +80,8 @@ def test_a_cache_keeps_the_pixels(tmp_path):
     [
         (b"", "not a JPEG or PNG image"),
         (b"GIF89a" + bytes(40), "not a JPEG or PNG image"),
-        (encoded(ramp(6, 4), "PNG")[:50], "not a (whole )?JPEG or PNG image"),
-        (encoded(ramp(6, 4))[:-8], "not a whole JPEG or PNG image"),
+        (encoded(ramp(6, 4), "PNG")[:50], "not a (whole, opaque )?JPEG or PNG image"),
+        (encoded(ramp(6, 4))[:-8], "not a whole, opaque JPEG or PNG image"),
         (encoded(Image.new("I;16", (6, 4)), "PNG"), "its pixels are I;16, not of 8 bits"),
         (encoded(Image.new("RGBA", (6, 4), (1, 2, 3, 254)), "PNG"), "it has transparent pixels"),
     ],

@@ -177,11 +177,11 @@ EPS = encoded(ramp(20, 20), "EPS")
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda data: b"", "cannot identify image file"),
+        (lambda data: b"", "it begins with b.*, and its header cannot be read"),
         (lambda data: data[: len(data) // 2], "image file is truncated"),
         # Pillow would start Ghostscript.
-        (lambda data: EPS, "cannot identify image file"),
-        (lambda data: encoded(ramp(20, 20), "BMP"), "cannot identify image file"),
+        (lambda data: EPS, "it begins with b.*, and its header cannot be read"),
+        (lambda data: encoded(ramp(20, 20), "BMP"), "it begins with b.*, and its header cannot be read"),
         (lambda data: png_of(40_000, 40_000), r"Image size \(1600000000 pixels\) exceeds limit"),
         (lambda data: png_of(10_000, 10_000), "it has 10000 x 10000 pixels, more than 89,478,485"),
     ],

@@ -166,7 +166,7 @@ def test_any_prepared_set(tmp_path):
         ({"SIZE": (4, 5)}, r"record 0: not a JPEG or PNG image \(4, 5, 3\)..*it is 5 x 4"),
         (
             {"FORM": "EPS"},
-            r"record 0: not a JPEG or PNG image \(4, 5, 3\)..*cannot identify image file",
+            r"record 0: not a JPEG or PNG image \(4, 5, 3\)..*its header cannot be read",
         ),
     ],
 )
