@@ -75,6 +75,8 @@ def recipes() -> dict[str, tuple[str, Hardware]]:
 
 @command(recipes(), __doc__)
 def main(base: Hardware):
+    if not find_spec("nir"):
+        print('warning: nothing is exported, nir is not installed: pip install ".[nir]"', file=sys.stderr)
     ((_, runs, _),) = sweep(base, {"trained": {}}, base.seeds)
     rows: dict[str, list[dict]] = {}
     for run in runs:
@@ -124,9 +126,11 @@ def rounded(learned: Learned, bits: int) -> Learned:
 
 
 def simulated(run: Hardware, experiment: Experiment, learned: Learned):
-    """Yields the answers of each simulator that is there, with its name and version; says which are not."""
+    """Yields the answers of each simulator that is there, with its name and version; says which are not.
+
+    Nothing is exported where nir is not installed.
+    """
     if not find_spec("nir"):
-        print('nothing is exported: nir is not installed, pip install "sltt-jax[nir]"', file=sys.stderr)
         return
     graph = run.workdir / "network.nir"
     deployed.export(experiment, learned, graph)

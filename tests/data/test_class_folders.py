@@ -79,6 +79,16 @@ def test_folders_that_are_refused(tmp_path, files, where, message):
         find_class_files(tmp_path, (".png",))
 
 
+def test_what_would_not_be_read_is_not_passed_over(tmp_path):
+    """A folder beside the splits, and a link to nothing."""
+    make(tmp_path, *(f"{split}/{name}/1.png" for split in ("train", "test") for name in "ab"), "val/a/1.png")
+    with pytest.raises(ValueError, match=f"{tmp_path / 'val'}: it would not be read; move it away"):
+        find_class_files(tmp_path, (".png",))
+    (tmp_path / "train" / "a" / "2.png").symlink_to(tmp_path / "gone")
+    with pytest.raises(ValueError, match=r"train/a/2\.png: a link to nothing"):
+        find_class_files(tmp_path, (".png",))
+
+
 def test_a_folder_that_is_not_there_and_shares_that_cannot_be(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"{tmp_path / 'no'}: no such folder"):
         find_class_files(tmp_path / "no", (".png",))

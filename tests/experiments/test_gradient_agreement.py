@@ -8,6 +8,7 @@ import pytest
 from common import sweeps
 
 from sltt_jax.analysis import horizon
+from tests.common.own_data import HEAD
 from tests.common.scripts import QUICK, assert_picture, assert_refused, call
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -63,6 +64,19 @@ def test_the_same_seed_gives_the_same_figures(monkeypatch, tmp_path, capsys):
     assert json.loads((tmp_path / "b" / "gradient_agreement.json").read_text()) == found
     assert run(monkeypatch, tmp_path / "a", "--batches", 3) == 1
     assert "choose another --workdir" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_recurrent_network_has_no_layers_to_look_at(monkeypatch, tmp_path):
+    """All else is there, and the hours before it are not lost."""
+    own = tmp_path / "own.py"
+    own.write_text(f"{HEAD}    return data.ArrayData(*split(x, y[:, 0]), 3), encoders.event_frames()\n")
+    args = ("qtdb", "--data", own, "--steps", 5, "--epochs", 1, "--batch-size", 8, "--features", 8)
+    assert call(gradient_agreement, monkeypatch, *args, "--workdir", tmp_path / "run") == 0
+    found = json.loads((tmp_path / "run" / "gradient_agreement.json").read_text())
+    assert len(found["rows"]) == 2 and "ends" not in found
+    assert_picture(tmp_path / "run" / "agreement.png")
+    assert not (tmp_path / "run" / "steps.png").exists()
 
 
 def test_where_nothing_agrees():

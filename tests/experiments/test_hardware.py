@@ -89,7 +89,7 @@ def test_every_form_of_a_network(monkeypatch, tmp_path, capsys):
     exported = ["exported, in snntorch"] if find_spec("nir") else []
     of_bits = [f"2 bits{form}" for form in ("", ", tuned", ", tuned, in integers")]
     assert list(rows) == ["trained", "folded", *exported, *of_bits]
-    assert ("spikingjelly: not run" if exported else "nothing is exported: nir is not installed") in said.err
+    assert ("spikingjelly: not run" if exported else "nothing is exported, nir is not installed") in said.err
     assert (tmp_path / "hardware.md").read_text() in said.out
     agreement = {name: row["agreement"][0] for name, row in rows.items()}
     assert agreement["trained"] == agreement["folded"] == 1

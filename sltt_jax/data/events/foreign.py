@@ -69,7 +69,7 @@ def decode(package: str, path: str | Path) -> dict[str, np.ndarray]:
 def _reason(said: str) -> str:
     """The line that names the error, of what a process said at its end; Rust says more after it."""
     lines = said.strip().splitlines() or [""]
-    errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Exit)\b", line)]
+    errors = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Exit|Panic)\b", line)]
     return (errors or lines)[-1]
 
 

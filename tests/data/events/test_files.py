@@ -126,6 +126,11 @@ def test_bad_files_are_named(tmp_path, read, data, message):
 
 PACKAGES = {
     "panics": "class Panic(BaseException): pass\nraise Panic('in Rust')",
+    "says more": (
+        "import atexit, sys\n"
+        "atexit.register(lambda: print('note: run with RUST_BACKTRACE=full', file=sys.stderr))\n"
+        "class Panic(BaseException): pass\nraise Panic('in Rust')"
+    ),
     "crashes": "import os\nos.abort()",
     "hangs": "while True: pass",
     "takes memory": "len(bytearray(3 * 10**9))",  # which there is, but not for a small file
@@ -136,6 +141,7 @@ PACKAGES = {
     ("package", "message"),
     [
         ("panics", r"aedat\.Panic: in Rust"),
+        ("says more", r"aedat\.Panic: in Rust$"),
         ("crashes", "aedat ended with status -6"),
         ("hangs", "aedat was stopped after 1 s for [0-9]+ bytes"),
         ("takes memory", "MemoryError"),
