@@ -2,7 +2,7 @@
 
     python experiments/hardware.py digits
 
-takes three minutes on two cores; one that was stopped trains no finished run again. The recipe has what NIR
+takes four minutes on two cores; one that was stopped trains no finished run again. The recipe has what NIR
 and integers need, a hard reset and `tau = 2`, a leak by a shift. Writes hardware.json, hardware.md, every run
 and its graph, `trained/<seed>/network.nir`.
 

@@ -2,9 +2,9 @@
 
     python experiments/precision.py digits
 
-takes three minutes on two cores; one that was stopped is resumed. Writes precision.json and precision.md into
-the workdir, and every run. A CPU without units for half precision is slower with it: there it is the accuracy
-that counts.
+takes a minute and a half on two cores; one that was stopped is resumed. Writes precision.json and
+precision.md into the workdir, and every run. A CPU without units for half precision is slower with it: there
+it is the accuracy that counts.
 """
 
 import dataclasses
