@@ -19,7 +19,7 @@ MARKERS = "os^vDPX"
 def plot_rules(rows: list[dict], path: Path):
     """Memory, operations, cosine and accuracy, a line for every kind of rule, a marker for every network.
 
-    Where a network has several rules of a kind, their windows or chunks stand below the markers.
+    Where a network has several rules of a kind, their windows or chunks stand at the markers.
     """
     kinds, networks = sorted({row["kind"] for row in rows}), list(dict.fromkeys(r["network"] for r in rows))
     figure, panels = plt.subplots(
@@ -30,15 +30,23 @@ def plot_rules(rows: list[dict], path: Path):
             shown = [row for row in rows if row["network"] == network and measure in row]
             # Each network has a height of its own, so that equal figures do not hide each other.
             ys = [kinds.index(row["kind"]) + 0.12 * (i - (len(networks) - 1) / 2) for row in shown]
-            several = Counter(row["kind"] for row in shown)
-            for row, y in zip(shown, ys, strict=True):
+            several, drawn = Counter(row["kind"] for row in shown), Counter()
+            pairs = sorted(zip(shown, ys, strict=True), key=lambda pair: _value(pair[0], measure)[0])
+            for row, y in pairs:
                 value, spread = _value(row, measure)
                 style = {"fmt": MARKERS[i % len(MARKERS)], "color": f"C{i}", "ms": 5, "capsize": 2}
                 axes.errorbar(value, y, xerr=spread, **style)
                 if several[row["kind"]] > 1 and measure != "operations":  # these lie on one another
                     numbers = re.sub(r"^\w+\(|, \w+=.*|\)$", "", row["rule"])
-                    place = {"xytext": (0, -4), "textcoords": "offset points", "ha": "center", "va": "top"}
-                    axes.annotate(numbers, (value, y), fontsize=7, **place)
+                    aside = (
+                        {"xytext": (0, 4), "va": "bottom"}
+                        if drawn[row["kind"]] % 2
+                        else {"xytext": (0, -4), "va": "top"}
+                    )
+                    axes.annotate(
+                        numbers, (value, y), fontsize=7, textcoords="offset points", ha="center", **aside
+                    )
+                drawn[row["kind"]] += 1
         axes.set(xlabel=label)
     panels[0].set(xscale="log", yticks=range(len(kinds)), yticklabels=kinds)
     panels[0].set_ylim(len(kinds) - 0.5, -0.5)
