@@ -3,7 +3,7 @@
     python experiments/gradient_agreement.py digits
     python experiments/gradient_agreement.py cifar10 --reduced --made --epochs 4 --steps 6 12
 
-The first takes about five minutes on two cores; one that was stopped is resumed. A network is trained for
+The first takes about two minutes on two cores; one that was stopped is resumed. A network is trained for
 each number of time steps under `--rule`, all its checkpoints are kept (`--save-every` makes more of them),
 and the gradients of `--rules` are compared with that of BPTT at each. Writes gradient_agreement.json,
 agreement.png (cosine over training) and steps.png: at the start and the end of training, and for the largest
