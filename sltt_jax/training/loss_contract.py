@@ -3,8 +3,8 @@
     step_loss(outputs, target) = 1/B sum_b step_loss(outputs[b:b+1], target[b:b+1])
 
 An evaluation takes the loss of one sample at a time, to leave padding out, and devices average theirs. Of any
-other loss (a sum over the batch, or a mean over the sum of class weights) both would silently be another number
-than that of an update on one device. So each loss is held against the contract when a program is traced.
+other loss (a sum over the batch, or a mean over the sum of class weights) both would silently be another
+number than that of an update on one device. So each loss is held against it when a program is traced.
 """
 
 from collections.abc import Callable
