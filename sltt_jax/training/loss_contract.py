@@ -12,6 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import core
 
 from sltt_jax import losses
 from sltt_jax.blocks import PyTree
@@ -103,7 +104,7 @@ def _check_mean(step_loss, outputs, target):
         ) from error
     if whole.ndim:
         raise ValueError(f"step_loss must return a scalar for one step, got shape {whole.shape}")
-    if isinstance(whole, jax.core.Tracer):
+    if isinstance(whole, core.Tracer):
         return  # a loss that is itself made of traced numbers, as of a vmap over its settings
     half = any(a.dtype.itemsize < 4 for a in (whole, *jax.tree.leaves(samples[0])))
     whole, each = np.asarray(whole, np.float64), np.asarray(each, np.float64)

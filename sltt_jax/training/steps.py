@@ -102,15 +102,16 @@ def make_update(
       metrics: `metrics(outputs, target) -> {name: [B]}`, a number for each sample: of the outputs summed over
         time, and of `PerStep` of one step's outputs and target. The target is without its weights.
       start: of a function, `start(variables, x) -> state`: its state before the first step, whose input `x`
-        is `[B, ...]`.
+        is `[B, ...]`; () for a network without one.
       kept: of a function, `kept(state) -> variables`: what of the state after the last step goes on to the
         next update, where `start` gets it. By default nothing does, and `variables` stay as they are.
       axis_name: see above.
 
     Raises:
-      ValueError: `start` is missing of a function, or given of a module. When it is called: `metrics` are of
-        another shape than `[B]`, the batch is empty, an array of the target is not `[B, ...]`, or `step_loss`
-        is no mean over the samples, which made-up outputs tell when the update is traced.
+      ValueError: `start` is missing of a function, or given of a module. When it is called: `start` returns
+        None, `metrics` are of another shape than `[B]` or have a name that is taken, the batch is empty, an
+        array of the target is not `[B, ...]`, or `step_loss` is no mean over the samples, which made-up
+        outputs tell when the update is traced.
     """
     network, step_loss = as_network(model, start, kept), loss_contract.checked(step_loss)
 
