@@ -92,9 +92,15 @@ def _check_mean(step_loss, outputs, target):
     samples = jax.tree.map(made_up, (outputs, target))
     both = jax.jit(lambda o, y: (step_loss(o, y), _of_each(step_loss, o, y)))
     try:
-        # Of numbers, also within a program that is being traced; rounding must not look like another loss.
-        with jax.ensure_compile_time_eval(), jax.default_matmul_precision("highest"):
-            whole, each = both(*samples)
+        # Of numbers, also within a program that is traced; rounding must not look like another loss, and
+        # what is not a number here is none of the user's.
+        with (
+            jax.ensure_compile_time_eval(),
+            jax.default_matmul_precision("highest"),
+            jax.debug_nans(False),
+            jax.debug_infs(False),
+        ):
+            whole, each = both(*jax.device_put(samples))
     except (AttributeError, TypeError, ValueError, AssertionError) as error:
         if losses.split_weight(target)[1] is None:
             raise
@@ -107,7 +113,7 @@ def _check_mean(step_loss, outputs, target):
     if isinstance(whole, core.Tracer):
         return  # a loss that is itself made of traced numbers, as of a vmap over its settings
     half = any(a.dtype.itemsize < 4 for a in (whole, *jax.tree.leaves(samples[0])))
-    whole, each = np.asarray(whole, np.float64), np.asarray(each, np.float64)
+    whole, each = (np.asarray(a, np.float64) for a in jax.device_get((whole, each)))
     # What is not a number does not differ: there the made-up samples are none of this loss.
     if abs(whole - each.mean()) > (0.1 if half else 1e-3) * abs(each).mean():
         raise ValueError(

@@ -130,6 +130,17 @@ def test_means_over_samples_are_taken(name):
     evaluate(MEANS[name], y, **how)
 
 
+def test_the_check_is_no_trouble_to_those_who_look_for_trouble():
+    """It moves nothing to the device unasked, and what is not a number in it is none of the user's."""
+    how = {"metrics": lambda o, y: {}}
+    y = RNG.uniform(size=(B, CLASSES)).astype(np.float32)
+    made = training.make_update(apply, sltt(), MEANS["not a number"], OPTIMIZER, **HOW, **how)
+    batch = jax.device_put({"x": X, "y": y})
+    before = state()
+    with jax.debug_nans(True), jax.debug_infs(True), jax.transfer_guard("disallow"):
+        jax.eval_shape(made, before, batch)
+
+
 def test_a_loss_may_take_weights_by_itself():
     target = {"y": Y, "weight": OF_CLASSES[Y]}
     found, expected = (update(loss, target)[1] for loss in (of_dict, losses.weighted(losses.cross_entropy)))
