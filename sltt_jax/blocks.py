@@ -76,7 +76,12 @@ def time_steps(inputs: PyTree) -> int:
 
 
 def first_step(inputs: PyTree) -> PyTree:
-    """Takes the input of one step, a pytree of arrays `[B, ...]`, out of all of them."""
+    """Takes the input of one step, a pytree of arrays `[B, ...]`, out of all of them.
+
+    Raises:
+      ValueError: as `time_steps`.
+    """
+    time_steps(inputs)
     return inputs.x if isinstance(inputs, Repeat) else jax.tree.map(lambda x: x[0], inputs)
 
 

@@ -131,6 +131,8 @@ def _subtracted(v_threshold):
 
 def check_current(v: jax.Array, x: jax.Array):
     """Raises a ValueError unless the membrane `v` can take the input current `x` of one step."""
+    if not hasattr(v, "shape"):
+        raise ValueError(f"a membrane must be an array like the input of one step {x.shape}, got {v!r}")
     if v.shape != x.shape:
         raise ValueError(f"membrane {v.shape} and input of one step {x.shape} must have the same shape")
     if not jnp.issubdtype(x.dtype, jnp.floating):

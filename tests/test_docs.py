@@ -48,10 +48,14 @@ def test_pages_have_a_title_and_links_that_lead_somewhere(path):
 @pytest.mark.usefixtures("quick_compile")
 def test_a_loop_of_your_own(tmp_path, monkeypatch, capsys):
     outputs = [out for _, out in run_page(page("own_loop"), tmp_path, monkeypatch, capsys)]
-    _, loop, of_steps, nnx, linen = outputs
+    _, loop, weighted, of_steps, nnx, linen = outputs
     records = [json.loads(line) for line in (tmp_path / "runs/loop/metrics.jsonl").read_text().splitlines()]
     assert len(records) == 5 and records[-1]["test_accuracy"] > 0.95 > records[0]["train_accuracy"]
     assert "epoch 5: " in loop
+    trained, evaluated = re.fullmatch(
+        r"loss ([\d.]+) in training, ([\d.]+) in evaluation\n", weighted
+    ).groups()
+    assert trained == evaluated
     error, close = re.fullmatch(r"error ([\d.]+), close ([\d.]+) of 280 answers\n", of_steps).groups()
     assert float(error) < 0.5 < float(close)
     assert float(nnx.split()[-1]) > 0.8 and re.match(r"loss [\d.]+, accuracy [\d.]+\n", linen)

@@ -35,6 +35,14 @@ def test_numbers_outside_their_range(settings, message, kind):
         Neuron(**settings)
 
 
+@pytest.mark.parametrize("nothing", [None, (), []], ids=str)
+def test_a_membrane_is_an_array(nothing):
+    with pytest.raises(
+        ValueError, match=r"a membrane must be an array like the input of one step \(2, 3\), got"
+    ):
+        lif(nothing, jnp.ones((4, 2, 3)), Neuron(), temporal_gradient=False)
+
+
 def test_one_entry_outside_its_range():
     with pytest.raises(ValueError, match=r"tau must be >= 1 .* got \[2.  0.5\]"):
         Neuron(tau=np.array([2.0, 0.5]))

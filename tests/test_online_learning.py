@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from sltt_jax import PerStep, online, ottt, sltt, sltt_k, synapse
+from sltt_jax import PerStep, bptt, online, ottt, sltt, sltt_k, synapse, tbptt
 from sltt_jax.neurons import Neuron, lif
 from tests.common.nets import assert_close, squared_error
 
@@ -76,10 +76,39 @@ def test_a_saved_run_is_resumed_with_the_same_bits():
     chex.assert_trees_all_equal(np.concatenate([first, last]), losses)
 
 
+@pytest.mark.parametrize("rule", [sltt(3), ottt(0.5, 3), tbptt(3)], ids=str)
+def test_what_an_update_takes_the_memory_of_is_its_own(rule):
+    """Also where the caller has one array twice, and where the optimizer keeps the parameters themselves."""
+    params, rest = jax.tree.map(jnp.asarray, PARAMS), jnp.asarray(REST)
+
+    def two(p, state, xs, *, temporal_gradient):
+        outputs, v = apply(p, state[0], xs, temporal_gradient=temporal_gradient)
+        return outputs, (v, state[1] + 1)
+
+    to_the_first = lambda grads, first, p: (jax.tree.map(lambda g, f, p: f - p - g, grads, first, p), first)
+    optimizer = optax.GradientTransformation(lambda params: params, to_the_first)
+    start, update = online(rule, two, squared_error, optimizer)
+    donated = jax.jit(update, donate_argnums=0)
+    found = donated(start(params, (rest, rest), XS[:3]), XS[:3], PerStep(TARGETS[:3]))
+    expected = jax.jit(update)(start(params, (rest, rest), XS[:3]), XS[:3], PerStep(TARGETS[:3]))
+    chex.assert_trees_all_equal(found, expected)
+    chex.assert_trees_all_equal((params, rest), (PARAMS, REST))
+
+
 def test_what_it_refuses():
     with pytest.raises(ValueError, match=r"sltt_k\(1\) goes backward at some .* use sltt or ottt"):
         online(sltt_k(1), apply, squared_error, optax.sgd(0.1))
+    with pytest.raises(
+        ValueError, match=r"bptt needs all time steps at once and cannot learn online; use tbptt"
+    ):
+        online(bptt(), apply, squared_error, optax.sgd(0.1))
     start, update = online(sltt(3), apply, squared_error, optax.sgd(0.1))
+    with pytest.raises(
+        ValueError, match=r"the target \(3, 3, 6\) has a time axis.*PerStep\(target\) is one of each"
+    ):
+        update(start(PARAMS, REST, XS[:3]), XS[:3], TARGETS[:3])
+    with pytest.raises(ValueError, match=r"PerStep holds .* has 4 time steps and the inputs T=3"):
+        update(start(PARAMS, REST, XS[:3]), XS[:3], PerStep(TARGETS[:4]))
     with pytest.raises(ValueError, match=r"a block of sltt\(3\) has 3 steps, got 2"):
         update(start(PARAMS, REST, XS[:3]), XS[:2], PerStep(TARGETS[:2]))
 

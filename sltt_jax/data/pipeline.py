@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypedDict
 import jax
 import numpy as np
 
-from sltt_jax.blocks import PyTree
+from sltt_jax.blocks import PyTree, check_at_least_one
 
 
 class Batch(TypedDict):
@@ -57,7 +57,7 @@ class ArrayBatches:
       process, processes: the part of this process, 0..processes-1; `processes` must divide `batch_size`.
 
     Raises:
-      ValueError: a number is outside its range.
+      ValueError: a number is outside its range, or `x` and an array of `y` differ in their N.
     """
 
     def __init__(
@@ -70,7 +70,9 @@ class ArrayBatches:
         process: int = 0,
         processes: int = 1,
     ):
-        if not 1 <= batch_size <= len(x):
+        _check_samples(x, y)
+        check_at_least_one("batch_size", batch_size)
+        if batch_size > len(x):
             raise ValueError(f"batch_size must be in 1..{len(x)}, the number of samples, got {batch_size}")
         self._x, self._y, self._seed = x, y, seed
         self._batch_size = batch_size
@@ -119,14 +121,31 @@ def padded_batches(
       x, y: inputs `[N, ...]`, and labels `[N]` or a pytree of arrays `[N, ...]`.
       batch_size: samples of one batch over all processes.
       process, processes: the part of this process, `[B / processes, ...]` of every batch.
+
+    Raises:
+      ValueError: a number is outside its range, or `x` and an array of `y` differ in their N.
     """
-    part = _part(batch_size, process, processes)
+    _check_samples(x, y)
+    check_at_least_one("batch_size", batch_size)
+    return _padded(x, y, batch_size, processes, _part(batch_size, process, processes))
+
+
+def _padded(x, y, batch_size, processes, part):
     for start in range(0, len(x), batch_size):
         batch = {"x": x, "y": y, "mask": np.ones(len(x), np.float32)}
         batch = jax.tree.map(lambda a: a[start : start + batch_size][part], batch)  # noqa: B023
         missing = batch_size // processes - len(batch["mask"])
         pad = lambda a: np.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1))  # noqa: B023
         yield jax.tree.map(pad, batch)
+
+
+def _check_samples(x, y):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(y):
+        if np.shape(leaf)[:1] != (len(x),):
+            raise ValueError(
+                f"y{jax.tree_util.keystr(path)} must be an array [N, ...] of the N={len(x)} samples of x, "
+                f"got shape {np.shape(leaf)}"
+            )
 
 
 def _part(batch_size, process, processes):

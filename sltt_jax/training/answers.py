@@ -2,7 +2,8 @@
 
 A function of metrics is `metrics(outputs, target) -> {name: [B]}`, a number (or bool) for each sample. Of a
 plain target the outputs are summed over time, `[B, ...]`; of `PerStep` both are those of one step. The target
-comes without its weights: what has a weight of 0 is left out of the mean, and all else counts alike.
+comes without its weights: what has a weight of 0 is left out of the mean, and all else counts alike. The
+names of numbers that updates and evaluations tell anyway are taken.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,8 @@ import numpy as np
 from sltt_jax import losses
 from sltt_jax.block_rule import check_target, first_state
 from sltt_jax.blocks import Apply, PerStep, PyTree, at_least_float32, time_steps
+
+TAKEN = "loss", "grad_norm", "firing_rates"
 
 MetricsOf = Callable[[PyTree, PyTree], dict[str, jax.Array]]
 
@@ -124,6 +127,8 @@ def values_of_steps(metrics: MetricsOf, outputs: PyTree, target: PyTree) -> dict
 
 def _checked(values, shape):
     for name, value in values.items():
+        if name in TAKEN or name.removesuffix("_per_step") in values.keys() - {name}:
+            raise ValueError(f"a metric cannot be named {name!r}, which is the name of another number")
         if value.shape != shape:
             raise ValueError(
                 f"metrics must return a number for each sample [B], but {name} has the shape "

@@ -116,8 +116,10 @@ def train_epochs(
       OSError: a checkpoint or the metrics could not be written; the checkpoint before stays.
       Stopped: `stop` was asked; the state is saved.
       ValueError: all checkpoints are damaged, or gone while their metrics are there; or the last one is of
-        other batches.
+        other batches; or the records have no number `score`, which is known before the first update where no
+        entry begins so, and else after the first epoch, which is saved.
     """
+    _check_names(held_out, score)
     steps, first_process = train.steps_per_epoch, jax.process_index() == 0
     epoch, records, metrics_file = _Epoch(), [], workdir / METRICS_FILE
     # Each has batch statistics and dropout masks of its own, and sums over several are in another order.
@@ -183,6 +185,12 @@ def train_epochs(
             record = epoch.record(times)
             record |= _evaluate_held_out(evaluate, state, held_out, epoch.number, workdir)
             record["seconds"] = epoch.train_seconds + record["evaluation_seconds"]
+            if score is not None and not isinstance(record.get(score), int | float):
+                if times:  # updates of this epoch, so that another score goes on from here
+                    save()
+                    checkpoints.wait()
+                numbers = ", ".join(name for name, value in record.items() if isinstance(value, int | float))
+                raise ValueError(f"score must be a number of the records, one of {numbers}; got {score!r}")
             # In this order: what a kill between the two leaves too many, a resume takes away again.
             if first_process:
                 append_metrics(workdir, record)
@@ -191,6 +199,16 @@ def train_epochs(
             bar.set_postfix_str(_postfix(record))
             yield record
     checkpoints.wait()
+
+
+def _check_names(held_out, score):
+    """Refuses what is wrong before there is a record to look at."""
+    if "train" in held_out:
+        raise ValueError('what is held out cannot be named "train": records have train_loss of training')
+    beginnings = tuple(f"{name}_" for name in ("train", *held_out))
+    if score is not None and not score.startswith(beginnings):
+        wanted = " or ".join(f"{beginning}..." for beginning in beginnings)
+        raise ValueError(f"score must be a number of the records, {wanted}; got {score!r}")
 
 
 @dataclasses.dataclass

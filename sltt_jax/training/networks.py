@@ -10,7 +10,8 @@ from sltt_jax import functional
 from sltt_jax.blocks import Apply, PyTree
 from sltt_jax.layers import FIRING_RATE
 
-# `start(variables, x) -> state`: the state at rest, for the input `x` of one step, `[B, ...]`.
+# `start(variables, x) -> state`: the state at rest, for the input `x` of one step, `[B, ...]`; () of a
+# network without one.
 Start = Callable[[PyTree, PyTree], PyTree]
 
 # `kept(state) -> variables`: what of a state goes on to the next batch.
@@ -53,10 +54,20 @@ def as_network(model: nn.Module | Apply, start: Start | None, kept: Kept | None)
     return Network(
         train=lambda key: model,
         evaluate=_without_rates(model),
-        start=start,
+        start=_checked(start),
         kept=lambda state, variables: variables if kept is None else kept(state),
         cast=lambda params: params,
     )
+
+
+def _checked(start):
+    def first(variables, x):
+        state = start(variables, x)
+        if state is None:
+            raise ValueError("start must return the state of the network, or () where it has none; got None")
+        return state
+
+    return first
 
 
 def _of_module(model: nn.Module) -> Network:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -44,10 +45,19 @@ def check_divides(batch_size: int, parts: int):
 
 
 def split(batch: PyTree, devices: Devices) -> PyTree:
-    """Puts a batch `[B, ...]` on the devices, `[devices, B / devices, ...]`, a part on each."""
+    """Puts a batch `[B, ...]` on the devices, `[devices, B / devices, ...]`, a part on each.
+
+    Raises:
+      ValueError: the arrays differ in their B, or the devices cannot share it.
+    """
+    sizes = {a.shape[:1] for a in jax.tree.leaves(batch)}
+    if len(sizes) != 1 or () in sizes:
+        raise ValueError(f"all arrays of a batch must be [B, ...] of one B, got {sorted(sizes)}")
+    ((B,),) = sizes
+    check_divides(B, len(devices))
     mesh = jax.sharding.Mesh(np.asarray(devices), (AXIS,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
-    parts = jax.tree.map(lambda a: a.reshape(len(devices), -1, *a.shape[1:]), batch)
+    parts = jax.tree.map(lambda a: a.reshape(len(devices), B // len(devices), *a.shape[1:]), batch)
     return jax.device_put(parts, sharding)
 
 
@@ -115,4 +125,6 @@ def check_replicated(tree: PyTree):
 
 
 def _digest(array):
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        array = jax.random.key_data(array)
     return hashlib.sha256(np.asarray(array).tobytes()).digest()

@@ -51,11 +51,12 @@ def state_of(
       scale_loss: for networks that compute in float16.
     """
     variables = {} if variables is None else variables
-    params, variables, key = jax.tree.map(jnp.copy, (params, variables, key))
-    return TrainState(
+    state = TrainState(
         jnp.zeros((), jnp.int32), params, variables, optimizer.init(params), key,
         initial_loss_scale() if scale_loss else None,
     )  # fmt: skip
+    # Also of what the optimizer made: it may hold the parameters themselves, and no memory is given twice.
+    return jax.tree.map(jnp.copy, state)
 
 
 def init_state(

@@ -13,6 +13,7 @@ from sltt_jax.block_rule import check_target, over_steps
 from sltt_jax.blocks import Apply, PerStep, PyTree, first_step, run, time_steps
 from sltt_jax.data.encoders import Encoder, TargetEncoder
 from sltt_jax.rules import Rule, StepLoss
+from sltt_jax.training import loss_contract
 from sltt_jax.training.answers import MetricsOf, accuracy, tallied, tally_of_sum, values_of_steps
 from sltt_jax.training.loss_scale import LEAST, adjust
 from sltt_jax.training.networks import Kept, Start, as_network
@@ -93,23 +94,26 @@ def make_update(
       model: a Linen module, or a network that is a function, `apply(params, state, xs, *, temporal_gradient)`
         (see `sltt_jax.blocks`), in training.
       rule: the training rule.
-      step_loss: loss of one step.
+      step_loss: loss of one step, a mean over the samples of a batch: devices average theirs, and an
+        evaluation takes that of one sample at a time. What samples or classes weigh is in the target.
       optimizer: of the parameters.
       encode: makes inputs of `x`.
       encode_target: makes the target of `y`.
       metrics: `metrics(outputs, target) -> {name: [B]}`, a number for each sample: of the outputs summed over
         time, and of `PerStep` of one step's outputs and target. The target is without its weights.
       start: of a function, `start(variables, x) -> state`: its state before the first step, whose input `x`
-        is `[B, ...]`.
+        is `[B, ...]`; () for a network without one.
       kept: of a function, `kept(state) -> variables`: what of the state after the last step goes on to the
         next update, where `start` gets it. By default nothing does, and `variables` stay as they are.
       axis_name: see above.
 
     Raises:
-      ValueError: `start` is missing of a function, or given of a module. When it is called, `metrics` are of
-        another shape than `[B]`.
+      ValueError: `start` is missing of a function, or given of a module. When it is called: `start` returns
+        None, `metrics` are of another shape than `[B]` or have a name that is taken, the batch is empty, an
+        array of the target is not `[B, ...]`, or `step_loss` is no mean over the samples, which made-up
+        outputs tell when the update is traced.
     """
-    network = as_network(model, start, kept)
+    network, step_loss = as_network(model, start, kept), loss_contract.checked(step_loss)
 
     def update(state: TrainState, batch: PyTree):
         data_key, dropout_key, rule_key = jax.random.split(jax.random.fold_in(state.key, state.step), 3)
@@ -193,8 +197,7 @@ def make_evaluate(
     `axis_name` the batch is that of one device under `pmap`, and the sums are over all of them. Args and
     errors are those of `make_update`; a network that is a function is given as it is in evaluation.
     """
-    network = as_network(model, start, None)
-    loss_of_one = lambda *o_and_y: step_loss(*jax.tree.map(lambda a: a[None], o_and_y))
+    network, loss_of_each = as_network(model, start, None), loss_contract.of_each(step_loss)
 
     def evaluate(params: PyTree, variables: PyTree, batch: PyTree) -> Evaluation:
         inputs, target, mask = encode(batch["x"], None), encode_target(batch["y"]), batch["mask"] != 0
@@ -203,7 +206,7 @@ def make_evaluate(
         first = network.start(variables, first_step(inputs))
         (outputs, rates), _ = run(network.evaluate, params, first, inputs)
         check_target(target, jax.eval_shape(first_step, outputs), time_steps(inputs))
-        loss = over_steps(jax.vmap(loss_of_one), outputs, target)  # [T, B]
+        loss = over_steps(loss_of_each, outputs, target)  # [T, B]
         values = values_of_steps(metrics, outputs, PerStep(y) if per_step else y)
         asked = mask  # [B], or [T, B]
         if weight is not None:

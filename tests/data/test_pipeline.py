@@ -1,3 +1,4 @@
+import functools
 from itertools import islice
 
 import jax
@@ -70,10 +71,34 @@ def test_processes_share_every_batch():
     assert [a + b for a, b in zip(*parts, strict=True)] == whole
 
 
+BUILDERS = [functools.partial(ArrayBatches, seed=0), padded_batches]
+
+
+@pytest.mark.parametrize("build", BUILDERS, ids=["in a drawn order", "padded"])
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (np.arange(25), r"y must be an array \[N, ...\] of the N=10 samples of x, got shape \(25,\)"),
+        (np.arange(6), r"y must be .* got shape \(6,\)"),
+        ({"y": Y, "weight": np.ones(9)}, r"y\['weight'\] must be .* got shape \(9,\)"),
+        (Y.tolist(), r"y\[0\] must be .* got shape \(\)"),
+    ],
+)
+def test_inputs_and_labels_are_of_the_same_samples(build, y, message):
+    with pytest.raises(ValueError, match=message):  # at the call, before there is a batch
+        build(X, y, 5)
+
+
+@pytest.mark.parametrize("build", BUILDERS, ids=["in a drawn order", "padded"])
+@pytest.mark.parametrize("size", [0, -5, 2.5])
+def test_a_batch_has_samples(build, size):
+    with pytest.raises(ValueError, match=rf"batch_size must be a whole number >= 1, got {size}"):
+        build(X, Y, size)
+
+
 def test_wrong_batches():
-    for size in (0, 11):
-        with pytest.raises(ValueError, match=rf"batch_size must be in 1..10, .* got {size}"):
-            ArrayBatches(X, Y, size, seed=0)
+    with pytest.raises(ValueError, match=r"batch_size must be in 1..10, .* got 11"):
+        ArrayBatches(X, Y, 11, seed=0)
     for settings in ({"processes": 3}, {"process": 2, "processes": 2}):
         with pytest.raises(ValueError, match="cannot have its part of 4 samples"):
             ArrayBatches(X, Y, 4, seed=0, **settings)

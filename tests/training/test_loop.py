@@ -45,6 +45,7 @@ def compiled_for(rule, lr):
 def fit(
     workdir, epochs=3, rule=sltt_k(1), lr=0.1, stop_after=None, save_every=None, samples=30, batch_size=5,  # noqa: B008
     devices=1, before_update=lambda n: None, metrics_of=lambda n, metrics: metrics,
+    score=None, held_out="test",
 ):  # fmt: skip
     """Records of the epochs, and the parameters after every update."""
     arrays, (start, update, evaluate) = tiny(), compiled_for(rule, lr)
@@ -68,8 +69,9 @@ def fit(
                 data.Prefetch(
                     data.ArrayBatches(arrays.train_x[:samples], arrays.train_y[:samples], batch_size, seed=0)
                 ),
-                {"test": lambda: data.padded_batches(arrays.test_x, arrays.test_y, 5)},
+                {held_out: lambda: data.padded_batches(arrays.test_x, arrays.test_y, 5)},
                 epochs=epochs, checkpoints=checkpoints, workdir=workdir, save_every=save_every,
+                score=score,
             )
         )  # fmt: skip
     return records, params
@@ -207,6 +209,32 @@ def test_metrics_without_checkpoints_are_not_added_to(tmp_path):
     with pytest.raises(ValueError, match=f"{training.METRICS_FILE} is of a run whose checkpoints are gone"):
         fit(tmp_path, epochs=2)
     assert (tmp_path / training.METRICS_FILE).read_text() == before
+
+
+@pytest.mark.parametrize("score", ["nope", "accuracy", "validation_accuracy"])
+def test_a_score_that_no_record_can_have_is_known_before_the_first_update(tmp_path, score):
+    params = []
+    with pytest.raises(ValueError, match=rf"score must be .*, train_... or test_...; got '{score}'"):
+        fit(tmp_path, before_update=params.append, score=score)
+    assert not params and not (tmp_path / training.METRICS_FILE).exists()
+
+
+@pytest.mark.parametrize("score", ["test_nope", "test_accuracy_per_step"])
+def test_a_score_that_the_records_do_not_have_loses_nothing(tmp_path, score):
+    """The same score is refused again, and another one goes on from there."""
+    updates = []
+    for _ in range(2):
+        with pytest.raises(ValueError, match=rf"one of .*, test_accuracy, .*; got '{score}'"):
+            fit(tmp_path / "parts", before_update=updates.append, score=score)
+    assert training.read_metrics(tmp_path / "parts") == []
+    found, _ = fit(tmp_path / "parts", before_update=updates.append, score="test_accuracy")
+    assert len(updates) == 3 * 6
+    assert untimed(found) == untimed(fit(tmp_path / "whole", score="test_accuracy")[0])
+
+
+def test_what_is_held_out_is_not_named_train(tmp_path):
+    with pytest.raises(ValueError, match='what is held out cannot be named "train"'):
+        fit(tmp_path, held_out="train")
 
 
 @pytest.mark.parametrize("name", ["loss", "grad_norm"])

@@ -101,6 +101,60 @@ def test_networks_that_cannot_be():
         build(MODEL, losses.cross_entropy, FRAMES, **AT_REST)
 
 
+def test_a_start_that_returns_nothing():
+    update = training.make_update(
+        functional.applier(MODEL), sltt(), losses.cross_entropy, OPTIMIZER, FRAMES, start=lambda kept, x: None
+    )
+    with pytest.raises(ValueError, match=r"start must return the state of the network, or \(\).*got None"):
+        jax.eval_shape(update, start(), BATCH)
+
+
+@pytest.mark.parametrize("rule", [bptt(), sltt(2), sltt_k(2)], ids=str)
+def test_a_network_without_a_state(rule):
+    params = {"w": RNG.normal(size=(6, 3)).astype(np.float32)}
+    linear = lambda params, state, xs, *, temporal_gradient: (xs @ params["w"], state)
+    how = {"encode": FRAMES, "start": lambda kept, x: ()}
+    update = jax.jit(training.make_update(linear, rule, losses.cross_entropy, optax.sgd(0.1), **how))
+    evaluate = jax.jit(training.make_evaluate(linear, losses.cross_entropy, **how))
+    state = training.state_of(params, optax.sgd(0.1), jax.random.key(0))
+    new, metrics = update(state, BATCH)
+    found = training.evaluate_all(evaluate, state, data.padded_batches(X, Y, 5))
+    assert metrics.loss == pytest.approx(found["loss"], rel=1e-5)
+    assert abs(new.params["w"] - params["w"]).max() > 1e-3
+
+
+def update_of(**how):
+    made = training.make_update(MODEL, sltt(), losses.cross_entropy, OPTIMIZER, FRAMES, **how)
+    return lambda batch: jax.eval_shape(made, start(), batch)
+
+
+def evaluation_of(**how):
+    made = training.make_evaluate(MODEL, losses.cross_entropy, FRAMES, **how)
+    return lambda batch: jax.eval_shape(made, start().params, {}, batch | {"mask": np.ones(len(batch["x"]))})
+
+
+@pytest.mark.parametrize("build", [update_of, evaluation_of])
+@pytest.mark.parametrize("encode_target", [lambda y: y, encoders.per_step], ids=["of all steps", "of each"])
+@pytest.mark.parametrize("name", ["loss", "grad_norm", "firing_rates", "right_per_step"])
+def test_names_that_metrics_cannot_have(build, encode_target, name):
+    def metrics(outputs, y):
+        right = outputs.argmax(-1) == y
+        return {"right": right, name: right}
+
+    batch = {"x": X, "y": Y if encode_target is not encoders.per_step else np.tile(Y[:, None], (1, T))}
+    how = {"metrics": metrics, "encode_target": encode_target}
+    with pytest.raises(ValueError, match=f"a metric cannot be named '{name}', .* the name of another number"):
+        build(**how)(batch)
+
+
+@pytest.mark.parametrize("build", [update_of, evaluation_of])
+def test_batches_without_samples_or_steps(build):
+    with pytest.raises(ValueError, match="a batch must hold at least one sample, got none"):
+        build()({"x": X[:0], "y": Y[:0]})
+    with pytest.raises(ValueError, match="inputs must have at least one time step, got T=0"):
+        build()({"x": X[:, :0], "y": Y})
+
+
 RULES = [(sltt(), FRAMES), (bptt(), lambda x, key: Repeat(x[:, 0], T))]
 SLOW_RULES = [(sltt(3), FRAMES), (sltt_k(2), FRAMES)]
 

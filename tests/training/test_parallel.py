@@ -161,6 +161,12 @@ def test_every_device_draws_its_own_augmentation_and_dropout():
     state = training.replicate(start("without batch norm", "float32"), devices)
     update(state, training.split(equal, devices))
     jax.effects_barrier()
+    (
+        drawn.clear(),
+        losses_of_devices.clear(),
+    )  # the loss of made-up outputs, by which it is checked, is another
+    update(state, training.split(equal, devices))
+    jax.effects_barrier()
     assert len(set(drawn)) == 4 and len(set(losses_of_devices)) > 1
 
 
@@ -186,6 +192,30 @@ def test_a_batch_that_cannot_be_shared(batch_size, parts, nearest):
     message = f"batch_size {batch_size} cannot be shared by {parts} devices; the nearest that can: {nearest}$"
     with pytest.raises(ValueError, match=message):
         training.check_divides(batch_size, parts)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((6, 6), "batch_size 6 cannot be shared by 4 devices; the nearest that can: 4 or 8$"),
+        ((8, 4), r"all arrays of a batch must be \[B, ...\] of one B, got \[\(4,\), \(8,\)\]"),
+    ],
+)
+def test_a_batch_that_cannot_be_split(sizes, message):
+    batch = {name: np.zeros((size, 5)) for name, size in zip("xy", sizes, strict=True)}
+    with pytest.raises(ValueError, match=message):
+        training.split(batch, training.local_devices(4))
+
+
+def test_a_whole_state_may_be_checked():
+    """With its typed key, also where that one differs."""
+    devices = training.local_devices(4)
+    state = training.replicate(start("without batch norm", "float32"), devices)
+    training.check_replicated(state)
+    keys = [jax.device_put(jax.random.key(n), d) for n, d in zip((0, 0, 0, 1), devices, strict=True)]
+    apart = jax.make_array_from_single_device_arrays((), state.key.sharding, keys)
+    with pytest.raises(RuntimeError, match=r"\.key on .*3 differs from .*0"):
+        training.check_replicated(state._replace(key=apart))
 
 
 def test_number_of_devices():

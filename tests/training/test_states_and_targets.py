@@ -76,6 +76,23 @@ def test_what_a_network_declares_is_kept():
     chex.assert_trees_all_equal(state.variables, {"memory": {"updates": jnp.asarray(4.0 * T)}})
 
 
+@pytest.mark.parametrize("drawn", [True, False])
+def test_an_optimizer_may_keep_the_parameters_themselves(drawn):
+    """An update that takes the memory of its state is given none of it twice."""
+    to_the_first = lambda grads, first, p: (jax.tree.map(lambda g, f, p: f - p - g, grads, first, p), first)
+    optimizer = optax.GradientTransformation(lambda params: params, to_the_first)
+    state = start(MODEL, optimizer)
+    if not drawn:
+        state = training.state_of(state.params, optimizer, jax.random.key(0))
+    before = jax.device_get(state.params)
+    update = jax.jit(
+        training.make_update(MODEL, sltt(), losses.cross_entropy, optimizer, ENCODE), donate_argnums=0
+    )
+    state, _ = update(state, {"x": X, "y": Y})
+    chex.assert_trees_all_equal(state.opt_state, before)
+    assert abs(state.params["Dense_0"]["kernel"] - before["Dense_0"]["kernel"]).max() > 1e-4
+
+
 def test_evaluation_of_a_network_without_neurons():
     evaluate = jax.jit(training.make_evaluate(Synaptic(), losses.cross_entropy, ENCODE))
     state = start(Synaptic())
