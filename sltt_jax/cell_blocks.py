@@ -31,7 +31,7 @@ def over_time(step: Step) -> Callable[..., tuple[PyTree, PyTree]]:
 
     Args:
       step: the cell. All that flows from step to step must be in its state; it needs no `stop_gradient`. It
-        must work under `jax.vmap`.
+        must work under `jax.vmap`. Parameters that it closes over learn as those that it is given.
 
     Returns:
       The function of a block: `state` is a pytree of arrays `[B, ...]`, as it was before the block and after
@@ -65,7 +65,8 @@ def over_time(step: Step) -> Callable[..., tuple[PyTree, PyTree]]:
         inputs, constants, others = jax.tree.map(_constant, (xs, params, named))
 
         def advance(s, x):
-            end, known = first_pass(s, x, *constants, **others)
+            # Made constants here, since a cell may close over parameters: the loop has no derivative by them.
+            end, known = jax.lax.stop_gradient(first_pass(s, x, *constants, **others))
             return end, (s, known)
 
         end, (before, known) = scan(advance, state, inputs)

@@ -9,7 +9,8 @@ consecutive time steps, and the loss of one step, which it averages over the T s
     (loss, aux), grads = sltt().value_and_grad(apply, step_loss)(params, state, inputs, target, key)
 
 What the four rules below have in common, and what a rule of your own needs, is in `sltt_jax/block_rule.py`.
-In the equations `l[t]` is the loss of step t = 1, ..., T, `v[t]` the state after it, and `stop` is `lax.stop_gradient`.
+In the equations `l[t]` is the loss of step t = 1, ..., T, `v[t]` the state after it, and `stop` is
+`lax.stop_gradient`.
 """
 
 import dataclasses
