@@ -161,7 +161,7 @@ def _check_all_taken(jaxpr, traces, params):
     """
     reached = _differentiated_by(jaxpr, [i >= traces for i in range(len(jaxpr.outvars))])
     for (path, leaf), flag in zip(jax.tree_util.tree_leaves_with_path(params), reached, strict=False):
-        if flag and jnp.ndim(leaf) > 1:
+        if flag and jnp.ndim(leaf) > 1 and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             raise ValueError(
                 f"ottt has no trace for what enters the weights {jax.tree_util.keystr(path)}, of shape "
                 f"{jnp.shape(leaf)}: write what they do as sltt_jax.synapse(product, xs, weights, "
