@@ -131,6 +131,10 @@ def _subtracted(v_threshold):
 
 def check_current(v: jax.Array, x: jax.Array):
     """Raises a ValueError unless the membrane `v` can take the input current `x` of one step."""
+    if isinstance(x, tuple):
+        raise ValueError(
+            f"the input current must be one array, got a tuple of {len(x)}: steps apart make one by jnp.stack"
+        )
     if v.shape != x.shape:
         raise ValueError(f"membrane {v.shape} and input of one step {x.shape} must have the same shape")
     if not jnp.issubdtype(x.dtype, jnp.floating):

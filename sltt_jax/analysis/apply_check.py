@@ -80,8 +80,8 @@ def check_apply(
     if silent:
         raise ValueError(
             "check_apply can tell nothing: with temporal gradient none comes through the state to the "
-            "outputs, although nothing cuts it. Neurons must be near their threshold, and some spike: take larger "
-            "inputs or parameters, or a lower threshold"
+            "outputs, although nothing cuts it. Neurons must be near their threshold, and some spike: take "
+            "larger inputs or parameters, or a lower threshold"
         )
 
 
