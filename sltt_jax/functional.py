@@ -225,7 +225,8 @@ def from_nnx(model) -> tuple[Apply, PyTree, PyTree]:
 
     Returns:
       `(apply, params, rest)`: the network, its `nnx.Param`s and all other variables, such as batch statistics
-      and the keys of dropout, which go from step to step. The state of `apply` is `(state, rest)`.
+      and the keys of dropout, which go from step to step: each step draws its own masks, and on several
+      devices, by `training.make_update`, each device. The state of `apply` is `(state, rest)`.
       `nnx.update(model, params, rest)` puts what was learnt back.
     """
     from flax import nnx
