@@ -69,6 +69,7 @@ class Rule(abc.ABC):
           ValueError: (when `f` is called) the inputs have no time axis or disagree about its length, `chunk`,
             `window` or `k` is more than T, a key is missing, `step_loss` does not return a scalar, `PerStep`
             holds another number of steps, or a target that is not `PerStep` has a time axis.
+          TypeError: (likewise) a parameter is not floating point, and so has no gradient.
         """
 
     def backward_share(self, T: int) -> float:
@@ -89,7 +90,16 @@ def first_state(apply, params, state, inputs):
     """Makes what a loop over time starts from: the state, and zeros like the outputs of one step.
 
     The zeros are at least float32. Under `jax.shard_map` both vary over the devices, as what follows does.
+
+    Raises:
+      TypeError: a parameter is not floating point.
     """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            raise TypeError(
+                f"params{jax.tree_util.keystr(path)} is {jnp.result_type(leaf)}, which has no gradient: "
+                "put it into the state, or let the network close over it"
+            )
 
     def first(params, state, x):
         block = jax.tree.map(lambda a: a[None], x)

@@ -31,10 +31,18 @@ class Apply(Protocol):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Repeat:
-    """Input that is the same at each of T steps, kept once: `x` is a pytree of arrays `[B, ...]`."""
+    """Input that is the same at each of T steps, kept once: `x` is a pytree of arrays `[B, ...]`.
+
+    Raises:
+      ValueError: T is no whole number.
+    """
 
     x: PyTree
     T: int = dataclasses.field(metadata={"static": True})
+
+    def __post_init__(self):
+        if not isinstance(self.T, Integral):
+            raise ValueError(f"T must be a whole number of time steps, got {self.T!r}")
 
 
 @jax.tree_util.register_dataclass

@@ -31,7 +31,7 @@ def over_time(step: Step) -> Callable[..., tuple[PyTree, PyTree]]:
 
     Args:
       step: the cell. All that flows from step to step must be in its state; it needs no `stop_gradient`. It
-        must work under `jax.vmap`.
+        must work under `jax.vmap`. Parameters that it closes over learn as those that it is given.
 
     Returns:
       The function of a block: `state` is a pytree of arrays `[B, ...]`, as it was before the block and after
@@ -39,8 +39,8 @@ def over_time(step: Step) -> Callable[..., tuple[PyTree, PyTree]]:
       share. Without temporal gradient the state after the block is a constant to differentiation.
 
     Raises:
-      ValueError: (when the block is called) `xs` are no arrays with at least one step, or `temporal_gradient`
-        is traced.
+      ValueError: (when the block is called) `xs` are no arrays with at least one step, or of different
+        lengths, or a list, which is taken for steps apart; or `temporal_gradient` is traced.
     """
     # A cell may have what its loop knows already not computed again, as `recurrent` has its product.
     first_pass, second_pass = getattr(step, "passes", None) or (
@@ -65,7 +65,8 @@ def over_time(step: Step) -> Callable[..., tuple[PyTree, PyTree]]:
         inputs, constants, others = jax.tree.map(_constant, (xs, params, named))
 
         def advance(s, x):
-            end, known = first_pass(s, x, *constants, **others)
+            # Made constants here, since a cell may close over parameters: the loop has no derivative by them.
+            end, known = jax.lax.stop_gradient(first_pass(s, x, *constants, **others))
             return end, (s, known)
 
         end, (before, known) = scan(advance, state, inputs)
@@ -95,12 +96,19 @@ def _check(xs, temporal_gradient):
             f"{type(temporal_gradient).__name__}: wrap partial(apply, temporal_gradient=...), or make it a "
             "static argument of jax.jit, jax.checkpoint or nn.remat"
         )
-    if isinstance(xs, list | tuple) and not hasattr(xs, "_fields"):
-        raise ValueError(f"xs must be one array [C, B, ...], got {len(xs)} steps apart: use jnp.stack")
-    shapes = {jnp.shape(x) for x in jax.tree.leaves(xs)} or {()}
+    if isinstance(xs, list):
+        raise ValueError(
+            f"xs must be arrays [C, B, ...], got a list of {len(xs)}: steps apart make one array by "
+            "jnp.stack, and several inputs of each step are a tuple or a dict"
+        )
+    shapes = sorted({jnp.shape(x) for x in jax.tree.leaves(xs)}) or [()]
     lengths = {(shape or (0,))[0] for shape in shapes}
-    if 0 in lengths or len(lengths) > 1:
+    if 0 in lengths:
         raise ValueError(f"xs must hold at least one time step, got shape {', '.join(map(str, shapes))}")
+    if len(lengths) > 1:
+        raise ValueError(
+            f"xs must hold the same time steps in all arrays [C, B, ...], got {', '.join(map(str, shapes))}"
+        )
 
 
 def recurrent(step: Step) -> Step:

@@ -128,13 +128,17 @@ def applier(
       key: draws the dropout masks; the same for all time steps of an update.
       record: collections that layers write and nothing carries on ("firing_rate"); with any, the outputs are
         `(outputs, {collection: values})`.
+
+    Raises:
+      ValueError: (when `apply` is called) a `flax.linen.Dropout` draws a mask with a time axis.
     """
 
     def apply(params, state, xs, *, temporal_gradient):
-        with _learned_by_traces(temporal_gradient):
+        xs = _floating(xs)
+        with _learned_by_traces(temporal_gradient), _no_masks_with_time(xs):
             outputs, changed = model.apply(
                 {"params": params, **state},
-                _floating(xs),
+                xs,
                 train=train,
                 temporal_gradient=temporal_gradient,
                 mutable=[*state, *record],
@@ -144,6 +148,36 @@ def applier(
         return (outputs, {name: changed.get(name, {}) for name in record}) if record else outputs, state
 
     return apply
+
+
+def _no_masks_with_time(xs):
+    """Has a Linen `Dropout` refused whose mask has the time axis of the block `xs`, alone or in one with B.
+
+    Every block of an update has the same key, so such masks would repeat with each, and depend on the chunk.
+    """
+    C, *batch = jax.tree.leaves(xs)[0].shape[:2]
+    merged = [C * B for B in batch if C > 1]
+
+    def intercept(call, args, kwargs, context):
+        layer = context.module
+        if context.method_name == "__call__" and isinstance(layer, nn.Dropout) and 0 < layer.rate < 1:
+            inputs, deterministic = _of_dropout(*args, **kwargs)
+            shared = {dim % inputs.ndim for dim in layer.broadcast_dims}
+            off = layer.deterministic if deterministic is None else deterministic
+            if not off and 0 not in shared and len(inputs) in (C, *merged):
+                raise ValueError(
+                    f"the Dropout {'/'.join(layer.path)} draws another mask for each time step of a block, "
+                    f"{inputs.shape}, and the same in each block, so that it depends on the chunk: take "
+                    "sltt_jax.layers.Dropout, with one mask for all T steps"
+                )
+        return call(*args, **kwargs)
+
+    return nn.intercept_methods(intercept)
+
+
+def _of_dropout(inputs, deterministic=None, rng=None):  # named as in its call
+    del rng
+    return inputs, deterministic
 
 
 def _learned_by_traces(temporal_gradient):
@@ -191,7 +225,8 @@ def from_nnx(model) -> tuple[Apply, PyTree, PyTree]:
 
     Returns:
       `(apply, params, rest)`: the network, its `nnx.Param`s and all other variables, such as batch statistics
-      and the keys of dropout, which go from step to step. The state of `apply` is `(state, rest)`.
+      and the keys of dropout, which go from step to step: each step draws its own masks, and on several
+      devices, by `training.make_update`, each device. The state of `apply` is `(state, rest)`.
       `nnx.update(model, params, rest)` puts what was learnt back.
     """
     from flax import nnx

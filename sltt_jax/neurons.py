@@ -131,6 +131,10 @@ def _subtracted(v_threshold):
 
 def check_current(v: jax.Array, x: jax.Array):
     """Raises a ValueError unless the membrane `v` can take the input current `x` of one step."""
+    if isinstance(x, tuple):
+        raise ValueError(
+            f"the input current must be one array, got a tuple of {len(x)}: steps apart make one by jnp.stack"
+        )
     if not hasattr(v, "shape"):
         raise ValueError(f"a membrane must be an array like the input of one step {x.shape}, got {v!r}")
     if v.shape != x.shape:

@@ -15,6 +15,7 @@ In the equations `l[t]` is the loss of step t = 1, ..., T, `v[t]` the state afte
 
 import dataclasses
 from collections.abc import Sequence
+from numbers import Integral
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,6 @@ from sltt_jax.block_rule import (
     scan_targets,
 )
 from sltt_jax.blocks import (
-    at_least_float32,
     check_at_least_one,
     check_at_most_T,
     first_step,
@@ -100,7 +100,7 @@ class bptt(Rule):
                 # Cast within the step, so that the gradients of the steps are summed in the type of `sums`.
                 def step(carry, block):
                     xs, target = block
-                    cast = jax.tree.map(lambda p, like: p.astype(jnp.result_type(like)), sums, params)
+                    cast = jax.tree.map(lambda p, like: _cast(p, jnp.result_type(like)), sums, params)
                     return forward(cast, target, carry[0], carry[1], xs)
 
                 if self.remat or self.bits:
@@ -108,12 +108,18 @@ class bptt(Rule):
                 (end, total), losses = scan_targets(step, (state, outputs), inputs, target, self.chunk)
                 return losses.sum(), Aux(losses, total, end)
 
-            sums = jax.tree.map(lambda p: at_least_float32(jnp.asarray(p)), params)
+            wide = lambda p: jnp.promote_types(jnp.result_type(p), jnp.float32)
+            sums = jax.tree.map(lambda p: _cast(p, wide(p)), params)
             grads, aux = jax.grad(loss, has_aux=True)(sums)
             # Divided at the end, as in the other rules: half precision would round 1/T at every step.
             return (aux.losses.mean(), aux), jax.tree.map(lambda g: g / T, grads)
 
         return f
+
+
+def _cast(p, dtype):
+    # None where nothing is to do: it would make a strong type of the weak one that a Python number has.
+    return p if jnp.result_type(p) == dtype else jnp.asarray(p, dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,6 +214,8 @@ class sltt_k(BlockRule):
         if self.scale not in ("paper", "unbiased"):
             raise ValueError(f'scale must be "paper" or "unbiased", got {self.scale!r}')
         if isinstance(self.draw, tuple):
+            if not all(isinstance(t, Integral) for t in self.draw):
+                raise ValueError(f"draw must name steps by whole numbers, got {self.draw}")
             if len(set(self.draw)) != self.k or len(self.draw) != self.k:
                 raise ValueError(f"draw must name k={self.k} different steps, got {self.draw}")
         elif self.draw not in ("uniform", "first", "last", "strided"):

@@ -70,7 +70,8 @@ def synapse(
 
     Args:
       product: `(xs [C, B, ...], weights) -> ys [C, B, ...]`, linear in xs but for a bias: a matrix product, a
-        convolution, with standardised weights or not; `ys` may be a pytree.
+        convolution, with standardised weights or not; `ys` may be a pytree. Parameters that it closes over
+        learn by `xs` under all rules.
       xs: what enters, `[C, B, ...]`.
       weights: a pytree.
       temporal_gradient: as the network was called.
@@ -82,22 +83,23 @@ def synapse(
         return product(xs, weights)
     trace = temporal_gradient.through(xs).astype(xs.dtype)
     ys = product(xs, jax.lax.stop_gradient(weights))
-    return _learned_by(product, ys, trace, weights)
+    product, closed = jax.closure_convert(product, trace, weights)
+    return _learned_by(product, ys, trace, weights, closed)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _learned_by(product, ys, trace, weights):
-    """Returns `ys`; its derivative by the weights is that of `product(trace, weights)`."""
-    del product, trace, weights
+def _learned_by(product, ys, trace, weights, closed):
+    """Returns `ys`; its derivative by the weights is that of `product(trace, weights, *closed)`."""
+    del product, trace, weights, closed
     return ys
 
 
 @_learned_by.defjvp
 def _learned_by_jvp(product, primals, tangents):
-    ys, trace, weights = primals
-    along, _, change = tangents
-    _, learned = jax.jvp(partial(product, trace), (weights,), (change,))
-    return _learned_by(product, ys, trace, weights), jax.tree.map(jnp.add, along, learned)
+    _, trace, weights, closed = primals
+    along, _, change, _ = tangents
+    _, learned = jax.jvp(lambda weights: product(trace, weights, *closed), (weights,), (change,))
+    return _learned_by(product, *primals), jax.tree.map(jnp.add, along, learned)
 
 
 def with_traces(apply: Callable, decay: float) -> Callable:
@@ -159,7 +161,7 @@ def _check_all_taken(jaxpr, traces, params):
     """
     reached = _differentiated_by(jaxpr, [i >= traces for i in range(len(jaxpr.outvars))])
     for (path, leaf), flag in zip(jax.tree_util.tree_leaves_with_path(params), reached, strict=False):
-        if flag and jnp.ndim(leaf) > 1:
+        if flag and jnp.ndim(leaf) > 1 and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             raise ValueError(
                 f"ottt has no trace for what enters the weights {jax.tree_util.keystr(path)}, of shape "
                 f"{jnp.shape(leaf)}: write what they do as sltt_jax.synapse(product, xs, weights, "

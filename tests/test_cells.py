@@ -131,8 +131,30 @@ def test_blocks_that_cannot_be():
     block = over_time(lambda state, x: (state + x["a"], state))
     with pytest.raises(ValueError, match=r"at least one time step, got shape \(\)"):
         block(jnp.zeros(3), {})
-    with pytest.raises(ValueError, match=r"at least one time step, got shape .*\(4, 3\)"):
+    with pytest.raises(ValueError, match=r"the same time steps in all arrays .* got \(4, 3\), \(5, 3\)"):
         block(jnp.zeros(3), {"a": jnp.ones((4, 3)), "b": jnp.ones((5, 3))})
+    with pytest.raises(ValueError, match=r"the same time steps in all arrays .* got \(2, 3\), \(4, 3\)"):
+        block(jnp.zeros(3), (jnp.ones((4, 3)), jnp.ones((2, 3))))
     with pytest.raises(ValueError, match="must be True or False when a network is traced"):
         jax.jit(lambda t: block(jnp.zeros(3), {"a": jnp.ones((4, 3))}, temporal_gradient=t))(True)
     assert li.__name__ == "li" and "li_step" in li.__doc__
+
+
+@pytest.mark.parametrize("C", [1, 4])
+@pytest.mark.parametrize("temporal_gradient", [True, False])
+def test_inputs_may_be_a_tuple(C, temporal_gradient, x64):
+    """Of several inputs of each step, as well as a dict of them."""
+    current, gate = jax.random.normal(jax.random.key(0), (2, C, 3, 5))
+    neuron, how = Neuron(v_threshold=0.3), {"temporal_gradient": temporal_gradient}
+    gated = over_time(lambda v, x: lif_step(v, x[0] * x[1], neuron))
+    named = over_time(lambda v, x: lif_step(v, x["current"] * x["gate"], neuron))
+
+    def total(block, xs):
+        return jnp.vdot(
+            jnp.cos(jnp.arange(C * 15.0)).reshape(C, 3, 5), block(jnp.zeros((3, 5)), xs, **how)[1]
+        )
+
+    of_tuple = jax.value_and_grad(total, 1)(gated, (current, gate))
+    value, grads = jax.value_and_grad(total, 1)(named, {"current": current, "gate": gate})
+    chex.assert_trees_all_close(of_tuple, (value, (grads["current"], grads["gate"])), rtol=1e-12)
+    assert value != 0 and all(jnp.abs(g).max() > 0 for g in of_tuple[1])

@@ -122,6 +122,30 @@ def test_nnx_after_eval(of_nnx):
     assert (outputs != run(apply, params, (AT_REST, rest), X)[0]).any()
 
 
+class Gated(nnx.Module):
+    def __init__(self, rngs):
+        self.hidden, self.readout = nnx.Linear(4, UNITS, rngs=rngs), nnx.Linear(UNITS, 3, rngs=rngs)
+
+    def __call__(self, v, x):
+        current, gate = x
+        v, s = lif_step(v, self.hidden(current) * gate, NEURON)
+        return v, self.readout(s)
+
+
+def test_inputs_may_be_a_tuple():
+    apply, params, rest = functional.from_nnx(Gated(nnx.Rngs(0)))
+    state = AT_REST[0], rest
+    gates = jnp.ones((T, B, 1), jnp.uint8)
+    f = lambda rule, gates: jax.jit(rule.value_and_grad(apply, losses.cross_entropy))(
+        params, state, (X, gates), Y
+    )
+    (loss, _), grads = f(sltt(), gates)
+    (of_blocks, _), same = f(sltt(4), gates)
+    np.testing.assert_allclose(of_blocks, loss, rtol=1e-5)
+    chex.assert_trees_all_close(same, grads, rtol=1e-4, atol=1e-6)
+    assert f(sltt(), 0 * gates)[0][0] != loss
+
+
 @pytest.mark.slow
 def test_nnx_with_dropout():
     """The keys go from step to step, and every block draws what its steps do."""

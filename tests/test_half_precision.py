@@ -8,7 +8,7 @@ import pytest
 from sltt_jax import bptt, functional, losses, sltt, sltt_k, stream, surrogate, tbptt
 from sltt_jax.layers import LIF, Conv, Dense, avg_pool
 from sltt_jax.models import ConvNet, NFResNet34
-from sltt_jax.neurons import Neuron
+from sltt_jax.neurons import Neuron, lif
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -108,3 +108,34 @@ def test_the_surrogate_derivative_is_kept_in_half_precision():
     assert found[0].dtype == jnp.bfloat16
     chex.assert_trees_all_equal((found[0].astype(jnp.float32), found[1]), expected[:2])
     assert 0 < jnp.abs(found[2] / expected[2] - 1).max() < 2**-8
+
+
+NUMBER_RULES = [bptt(), bptt(2), bptt(remat=True), bptt(4, bits=True), sltt(2), sltt_k(4), tbptt(4)]
+
+
+@pytest.mark.parametrize(
+    "dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow), jnp.float32]
+)
+def test_a_python_number_among_the_parameters_widens_nothing(dtype, x64):
+    """As in `Neuron(tau=3.0)`; in double precision float32 is a narrow type too."""
+
+    def apply(params, v, xs, *, temporal_gradient):
+        v, s = lif(v, xs @ params["w"], params["neuron"], temporal_gradient=temporal_gradient)
+        assert s.dtype == dtype
+        return s @ params["r"], v
+
+    normal = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape, dtype)
+    xs, labels = 2 * normal(0, 4, 3, 5), jnp.arange(3)
+    params = {"w": normal(1, 5, 8), "r": normal(2, 8, 3), "neuron": Neuron(tau=3.0)}
+    found = {}
+    for rule in NUMBER_RULES:
+        f = jax.jit(rule.value_and_grad(apply, losses.cross_entropy))
+        (loss, aux), grads = f(params, jnp.zeros((3, 8), dtype), xs, labels, jax.random.key(3))
+        assert aux.state.dtype == dtype and grads["neuron"].tau.dtype == jnp.float64
+        found[rule] = loss, grads
+    assert abs(found[bptt()][1]["neuron"].tau) > 1e-4
+    near = {"rtol": 4 * float(jnp.finfo(dtype).eps), "atol": 4 * float(jnp.finfo(dtype).eps)}
+    for rule in (bptt(2), bptt(remat=True), bptt(4, bits=True), tbptt(4)):
+        chex.assert_trees_all_close(found[rule], found[bptt()], **near)
+    chex.assert_trees_all_close(found[sltt_k(4)], found[sltt(2)], **near)
+    assert abs(found[sltt(2)][1]["neuron"].tau - found[bptt()][1]["neuron"].tau) > 1e-2

@@ -99,8 +99,13 @@ def test_the_type_of_a_membrane():
 
 
 def test_a_list_of_steps_is_no_block():
-    with pytest.raises(ValueError, match=r"xs must be one array .* got 2 steps apart"):
-        lif(jnp.zeros(3), [jnp.ones(3), jnp.ones(3)], Neuron())  # pyright: ignore[reportArgumentType]
+    steps = [jnp.ones(3), jnp.ones(3)]
+    with pytest.raises(ValueError, match=r"xs must be arrays .* got a list of 2: steps apart .* jnp.stack"):
+        lif(jnp.zeros(3), steps, Neuron())  # pyright: ignore[reportArgumentType]
+    with pytest.raises(
+        ValueError, match=r"current must be one array, got a tuple of 2: steps apart .* jnp.stack"
+    ):
+        lif(jnp.zeros(()), tuple(steps), Neuron())  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("transform", [jax.jit, jax.checkpoint])

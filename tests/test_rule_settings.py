@@ -3,12 +3,14 @@
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sltt_jax import Neuron, lif, synapse
 from sltt_jax.blocks import Repeat, run
 from sltt_jax.rules import Rule, bptt, ottt, parse_rule, sltt, sltt_k, tbptt
-from tests.common.nets import T, net
+from tests.common.nets import T, net, squared_error
 
 SPELLINGS = {
     "bptt": bptt(),
@@ -121,6 +123,8 @@ def of_two_matrices(rule, inputs=None, step_loss=None):
         (lambda: sltt_k(k=0), r"k must be .* got 0"),
         (lambda: sltt_k(1, draw="middle"), r"draw must be .* got 'middle'"),
         (lambda: sltt_k(2, draw=(1, 1)), r"draw must name k=2 different steps, got \(1, 1\)"),
+        (lambda: sltt_k(2, draw=(1.5, 2.2)), r"draw must name steps by whole numbers, got \(1.5, 2.2\)"),  # pyright: ignore
+        (lambda: Repeat(np.zeros((4, 5)), 5.0), r"T must be a whole number of time steps, got 5.0"),  # pyright: ignore
         (lambda: sltt_k(1, scale="none"), r"scale must be .* got 'none'"),
         (of_two_matrices(lambda: sltt(chunk=T + 1)), r"chunk=7 is more than the T=6 time steps"),
         (of_two_matrices(lambda: bptt(chunk=T + 1)), r"chunk=7 is more than the T=6"),
@@ -139,3 +143,40 @@ def of_two_matrices(rule, inputs=None, step_loss=None):
 def test_impossible_settings(call, message, x64):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def with_an_integer(params, state, xs, *, temporal_gradient):
+    how = {"temporal_gradient": temporal_gradient}
+    xs = synapse(lambda xs, w: xs @ w, xs * jnp.asarray(params["id"]).any(), params["w"], **how)
+    v, s = lif(state, xs, Neuron(), **how)
+    return s, v
+
+
+RULES = bptt(), bptt(3), bptt(remat=True), bptt(6, bits=True), tbptt(2), sltt(), sltt(3), sltt_k(2), ottt(0.5)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("integer", [np.int32(1), np.ones((2, 2), bool), 3], ids=["int32", "bool", "int64"])
+def test_integers_are_no_parameters(rule, integer, x64):
+    """Not even a float32 could hold them all."""
+    n = net("two_matrices")
+    f = lambda params, key: rule.value_and_grad(with_an_integer, squared_error)(
+        params, n.state[0], n.inputs, n.state[0], key
+    )
+    message = (
+        rf"params\['id'\] is {jnp.result_type(integer)}, which has no gradient: put it into the state, or"
+    )
+    with pytest.raises(TypeError, match=message):
+        jax.eval_shape(f, {"w": n.params["w1"], "id": integer}, jax.random.key(0))
+
+
+@pytest.mark.parametrize("rule", [bptt(), sltt(3)], ids=str)
+def test_a_network_may_close_over_integers(rule, x64):
+    n = net("two_matrices")
+
+    def apply(params, *args, **how):
+        return with_an_integer({**params, "id": jnp.asarray([16777217])}, *args, **how)
+
+    f = jax.jit(rule.value_and_grad(apply, squared_error))
+    _, grads = f({"w": n.params["w1"]}, n.state[0], n.inputs, n.state[0])
+    assert set(grads) == {"w"} and np.abs(grads["w"]).max() > 0

@@ -15,6 +15,7 @@ from sltt_jax.data.encoders import Encoder, TargetEncoder
 from sltt_jax.rules import Rule, StepLoss
 from sltt_jax.training import loss_contract
 from sltt_jax.training.answers import MetricsOf, accuracy, tallied, tally_of_sum, values_of_steps
+from sltt_jax.training.device_keys import keys_of_device, keys_of_first_device
 from sltt_jax.training.loss_scale import LEAST, adjust
 from sltt_jax.training.networks import Kept, Start, as_network
 from sltt_jax.training.states import TrainState
@@ -88,7 +89,9 @@ def make_update(
 
     With an `axis_name` it is the part of one device under `pmap`: the batch is that device's, and the one
     average over devices, of gradients, running statistics and metrics, comes after the last time step. Each
-    device draws its own augmentation and dropout masks, and all the same steps of SLTT-K.
+    device draws its own augmentation and dropout masks, and all the same steps of SLTT-K. Of typed keys
+    (`jax.random.key`) in the state of a network each device has its own, with its number folded in, and those
+    of the first go on to the next update.
 
     Args:
       model: a Linen module, or a network that is a function, `apply(params, state, xs, *, temporal_gradient)`
@@ -123,6 +126,8 @@ def make_update(
         inputs = encode(batch["x"], data_key)
         apply = network.train(dropout_key)
         first = network.start(state.variables, first_step(inputs))
+        if axis_name is not None:
+            first = keys_of_device(first, axis_name)
         target = _normalised(encode_target(batch["y"]), axis_name)
         if isinstance(target, PerStep):
             apply, first = tallied(apply, metrics, state.params, first, inputs, target)
@@ -138,6 +143,7 @@ def make_update(
         if axis_name is not None:
             # A mean of moving averages is the moving average of the means, so this may be done every time.
             grads, variables, loss, tally = _mean((grads, variables, loss, tally), axis_name)
+            variables = keys_of_first_device(variables, axis_name)
         if state.loss_scale is not None:
             loss, grads = jax.tree.map(lambda g: g / scale, (loss, grads))
         norm = optax.tree.norm(grads)

@@ -103,3 +103,39 @@ def test_nan_is_found():
 def test_one_step_is_not_enough():
     with pytest.raises(ValueError, match="at least two time steps, got T=1"):
         check_apply(by_hand(), PARAMS, STATE, XS[:1])
+
+
+def in_type(tree, dtype):
+    return jax.tree.map(lambda a: jnp.asarray(a, dtype) if a.dtype == float else a, tree)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision(dtype):
+    """What rounds is no fault, and what is not cut is one."""
+    params, state, xs = (in_type(tree, dtype) for tree in (PARAMS, STATE, XS))
+    check_apply(by_hand(), params, state, xs)
+    check_apply(by_hand(), {**params, "number": 3.0}, state, xs)  # a number has no precision of its own
+    with pytest.raises(BrokenApply, match="is not the sum of its steps"):
+        check_apply(by_hand(cut=("v",)), params, state, xs)
+
+
+def network_of(block):
+    def apply(params, v, xs, *, temporal_gradient):
+        v, s = block(v, xs @ params["w"], Neuron(), temporal_gradient=temporal_gradient)
+        return s @ params["u"] + params["bias"], v
+
+    return apply
+
+
+def test_nothing_can_be_told_of_silent_neurons():
+    """But that they are cut always: that is no matter of numbers."""
+    params = {"w": np.abs(PARAMS["w"]), "u": PARAMS["u"], "bias": np.ones((1, 1, 8))}
+    cut_always = lambda *args, temporal_gradient: lif(*args, temporal_gradient=False)
+    with pytest.raises(
+        ValueError, match=r"can tell nothing.*nothing cuts it.*some spike: take larger inputs"
+    ):
+        check_apply(network_of(lif), params, STATE["v"], -np.abs(XS))
+    check_apply(network_of(lif), params, STATE["v"], XS)
+    assert what(network_of(cut_always), STATE["v"], -np.abs(XS), params) == [
+        "with temporal gradient none enters through the state: all of it is cut always"
+    ]
