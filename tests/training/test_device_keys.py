@@ -81,6 +81,9 @@ def test_each_device_draws_its_own_masks(network):
         arguments=1,
     )
     state = training.replicate(training.state_of(params, OPTIMIZER, jax.random.key(1), rest), devices)
+    update(state, training.split(BATCH, devices))
+    jax.effects_barrier()
+    seen.clear()  # with the samples that the loss was checked with as the update was traced
     for updates in (1, 2):  # other masks at each step, device and update
         state, metrics = update(state, training.split(BATCH, devices))
         jax.effects_barrier()

@@ -101,14 +101,13 @@ NO_MEANS = {
 @pytest.mark.parametrize("name", NO_MEANS)
 @pytest.mark.parametrize("build", [update, evaluate, on_four])
 def test_a_loss_that_is_no_mean_is_refused(name, build):
-    count = B // 4 if build is on_four else B
-    message = rf"the loss of {count} samples is .*, and the mean of theirs is .*: step_loss must be a mean"
+    message = r"the loss of 4 samples is .*, and the mean of theirs is .*: step_loss must be a mean"
     with pytest.raises(ValueError, match=message):
         build(NO_MEANS[name], Y)
 
 
 def test_the_message_has_the_numbers():
-    with pytest.raises(ValueError, match=r"of 8 samples is 8, and the mean of theirs is 1: "):
+    with pytest.raises(ValueError, match=r"of 4 samples is 4, and the mean of theirs is 1: "):
         update(lambda logits, y: jnp.ones_like(each(logits, y)).sum() + 0 * logits.sum(), Y)
 
 
@@ -179,5 +178,21 @@ def test_weights_that_a_loss_does_not_take(build, loss):
 
 @pytest.mark.parametrize("build", [update, evaluate])
 def test_a_loss_is_a_scalar(build):
-    with pytest.raises(ValueError, match=r"step_loss must return a scalar for one step, got shape \(8,\)"):
+    with pytest.raises(ValueError, match=r"step_loss must return a scalar for one step, got shape \(4,\)"):
         build(each, Y)
+
+
+def test_a_loss_is_compared_once_for_each_form():
+    """Also in another update: what is compared is a program of its own."""
+    calls = []
+
+    def loss(logits, y):
+        calls.append(logits.shape[0])
+        return each(logits, y).mean()
+
+    update(loss, Y)
+    compared = calls.count(4)
+    assert compared == 1 and calls.count(B) >= 1
+    update(loss, Y)
+    evaluate(loss, Y)
+    assert calls.count(4) == compared
