@@ -113,11 +113,11 @@ def main(settings: Limits):
             write_json(path, found)
     for task in settings.tasks:
         plot = plot_delays if task in DELAYED else plot_taus
-        title = TITLES[task] + " (with lateral weights)" * settings.lateral
+        title = TITLES[task] + (" (with lateral weights)" if settings.lateral else "")
         plot([r for r in rows if r["task"] == task], settings.workdir / f"{task}.png", title=title)
     for row in rows:
         mean, std = np.mean(row["accuracy"]), np.std(row["accuracy"])
-        cue = f"  cue gradient {np.max(row['cue_gradient']):.1e}" * (row["task"] in DELAYED)
+        cue = f"  cue gradient {np.max(row['cue_gradient']):.1e}" if row["task"] in DELAYED else ""
         print(
             f"{row['task']:7} delay {row['delay']!s:5} tau {row['tau']:<5g} {row['rule']:9} "
             f"accuracy {mean:.3f} +- {std:.3f}  cosine {np.mean(row['cosine']):.3f}{cue}"

@@ -1,20 +1,17 @@
 """What data of one's own were when a run began: a run that is resumed or read must find the same."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 from common.command import read_json, write_json
 
-from sltt_jax import data
+from sltt_jax import data, training
 
 FILE = "data.json"
 
 
-def identity(own: data.ArrayData | data.BatchData, names: tuple[str, ...], T: int) -> dict[str, Any]:
+def identity_of(own: data.ArrayData | data.BatchData, names: tuple[str, ...], T: int) -> dict[str, Any]:
     """Says what tells data apart: classes, numbers of samples, and of arrays a checksum over `T` steps."""
     if isinstance(own, data.BatchData):
         return {"classes": list(names), "batches an epoch": own.train.steps_per_epoch}
@@ -23,18 +20,8 @@ def identity(own: data.ArrayData | data.BatchData, names: tuple[str, ...], T: in
         "training samples": len(own.train_x),
         "test samples": len(own.test_x),
         "T": T,
-        "checksum": _checksum(own),
+        "checksum": training.sha256(vars(own)),
     }
-
-
-def _checksum(own: data.ArrayData) -> str:
-    """Checksum of all arrays, without a copy: they may fill half of the memory."""
-    digest = hashlib.sha256()
-    for path, array in jax.tree_util.tree_leaves_with_path(vars(own)):
-        if isinstance(array, np.ndarray):
-            digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape};".encode())
-            digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
 
 
 def record(workdir: Path, found: Mapping[str, Any]):
@@ -48,11 +35,13 @@ def check(workdir: Path, source: str, found: Mapping[str, Any]):
     """Compares it with what is in a workdir, if there is something.
 
     Raises:
-      ValueError: the data are not what the run began with.
+      ValueError: the data are not what the run began with, or the file is damaged.
     """
     if not found or not (workdir / FILE).exists():
         return
     was = read_json(workdir / FILE)
+    if not isinstance(was, dict):
+        raise ValueError(f"{workdir / FILE} is damaged: it must hold an object, got {type(was).__name__}")
     # At another number of steps the same recordings have other frames.
     apart = {"T", "checksum"} if was.get("T") != found.get("T") else set()
     differs = [k for k in was.keys() | found.keys() if k not in apart and was.get(k) != found.get(k)]

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from common.configs import Config
 from common.data_sets import WORKERS, spec
-from common.identity import identity
+from common.identity import identity_of
 from common.own_data import open_own
 from common.sources import Source, source_of
 
@@ -98,7 +98,7 @@ def _open_own(config: Config, source: Source, directory: Path) -> OpenData:
     own = open_own(config, source, directory)
     how: Any = {"encode": own.encode, "encode_target": _target_encoder(own.per_step)}
     how |= {"classes": own.data.classes, "about": own.about}
-    how["identity"] = identity(own.data, own.names, config.T)
+    how["identity"] = identity_of(own.data, own.names, config.T)
     if isinstance(own.data, data.ArrayData):
         return OpenData(**how, **_batches(own.data, config))
     if config.train_samples or config.test_samples or config.validation:

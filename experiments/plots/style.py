@@ -23,8 +23,8 @@ plt.rcParams.update(
 )
 
 
-def spread_below(figure: Sequence[float], most: float) -> list[list[float]]:
-    """Of (mean, deviation): the deviation below and above, `[[1], [1]]`, which ends at what is possible."""
+def bar_up_to(most: float, figure: Sequence[float]) -> list[list[float]]:
+    """Makes of (mean, deviation) the lengths of its error bar, `[[below], [above]]`, which ends at `most`."""
     mean, deviation = figure
     return [[deviation], [max(min(deviation, most - mean), 0.0)]]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from plots.style import save, spread_below
+from plots.style import bar_up_to, save
 
 from sltt_jax import parse_rule, sltt_k
 
@@ -78,11 +78,10 @@ def plot_frontier(rows: list[dict], path: Path, *, title: str):
     for i, row in enumerate(rows):
         mean, std = (100 * value for value in row["test_accuracy"])
         found = row["temp_bytes"] / 2**20, row["flops_per_update"] / 1e9, row["cosine"][0]
-        for axes, x in zip(panels, found, strict=True):
-            # Hollow, so that a rule shows where another has the same figures.
-            style = {"fmt": markers[i % len(markers)], "color": f"C{i}", "capsize": 3, "mfc": "none"}
-            off = spread_below(row["cosine"], 1.0) if axes is panels[2] else None
-            axes.errorbar(x, mean, yerr=std, xerr=off, label=row["rule"], **style)
+        # Hollow, so that a rule shows where another has the same figures.
+        style = {"fmt": markers[i % len(markers)], "color": f"C{i}", "capsize": 3, "mfc": "none"}
+        for axes, x, across in zip(panels, found, (None, None, bar_up_to(1, row["cosine"])), strict=True):
+            axes.errorbar(x, mean, yerr=std, xerr=across, label=row["rule"], **style)
     panels[0].set(xlabel="temporaries of an update (MiB)", ylabel="test accuracy (%)", xscale="log")
     panels[1].set(xlabel="operations of an update (GFLOP)")
     panels[2].set(xlabel="cosine with BPTT's gradient (bars end at 1)")

@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from plots.style import save, spread_below
+from plots.style import bar_up_to, save
 
 PANELS = {
     "temporaries": "temporaries over bptt's",
@@ -27,26 +27,21 @@ def plot_rules(rows: list[dict], path: Path):
     )
     for axes, (measure, label) in zip(panels, PANELS.items(), strict=True):
         for i, network in enumerate(networks):
+            style = {"fmt": MARKERS[i % len(MARKERS)], "color": f"C{i}", "ms": 5, "capsize": 2}
             shown = [row for row in rows if row["network"] == network and measure in row]
-            # Each network has a height of its own, so that equal figures do not hide each other.
-            ys = [kinds.index(row["kind"]) + 0.12 * (i - (len(networks) - 1) / 2) for row in shown]
-            several, drawn = Counter(row["kind"] for row in shown), Counter()
-            pairs = sorted(zip(shown, ys, strict=True), key=lambda pair: _value(pair[0], measure)[0])
-            for row, y in pairs:
-                value, spread = _value(row, measure)
-                style = {"fmt": MARKERS[i % len(MARKERS)], "color": f"C{i}", "ms": 5, "capsize": 2}
+            several, seen = Counter(row["kind"] for row in shown), Counter()
+            for row in sorted(shown, key=lambda row: _value(row, measure)[0]):
+                kind, (value, spread) = row["kind"], _value(row, measure)
+                # Each network has a height of its own, so that equal figures do not hide each other.
+                y = kinds.index(kind) + 0.12 * (i - (len(networks) - 1) / 2)
                 axes.errorbar(value, y, xerr=spread, **style)
-                if several[row["kind"]] > 1 and measure != "operations":  # these lie on one another
-                    numbers = re.sub(r"^\w+\(|, \w+=.*|\)$", "", row["rule"])
-                    aside = (
-                        {"xytext": (0, 4), "va": "bottom"}
-                        if drawn[row["kind"]] % 2
-                        else {"xytext": (0, -4), "va": "top"}
-                    )
+                if several[kind] > 1 and measure != "operations":  # which lie on one another
+                    up = 1 if seen[kind] % 2 else -1  # above and below in turn, since neighbours may be near
                     axes.annotate(
-                        numbers, (value, y), fontsize=7, textcoords="offset points", ha="center", **aside
-                    )
-                drawn[row["kind"]] += 1
+                        _numbers(row["rule"]), (value, y), (0, 4 * up), textcoords="offset points",
+                        fontsize=7, ha="center", va="bottom" if up > 0 else "top",
+                    )  # fmt: skip
+                seen[kind] += 1
         axes.set(xlabel=label)
     panels[0].set(xscale="log", yticks=range(len(kinds)), yticklabels=kinds)
     panels[0].set_ylim(len(kinds) - 0.5, -0.5)
@@ -58,9 +53,14 @@ def plot_rules(rows: list[dict], path: Path):
     save(figure, path)
 
 
+def _numbers(rule):
+    """Window or chunk of a rule as it is spelt: "10" of "bptt(10, bits=True)"."""
+    return re.sub(r"^\w+\(|, \w+=.*|\)$", "", rule)
+
+
 def _value(row, measure):
     """A figure and its standard deviation over seeds, below and above."""
     if measure == "cosine":
-        return row["cosine"][0], spread_below(row["cosine"], 1.0)
+        return row["cosine"][0], bar_up_to(1, row["cosine"])
     value, spread = (100 * row["lost"], 100 * row["accuracy"][1]) if measure == "lost" else (row[measure], 0)
     return value, [[spread], [spread]]

@@ -36,7 +36,8 @@ def cached(
     The cache is one `.npz` file. It gets its name only when all its bytes are on the disk, so a killed run
     leaves none that is half written; one that is damaged (the format holds checksums) or holds anything but
     such a data set is reported and made again. Processes that miss it at the same time all build it, each
-    into a file of its own, and a whole one stays.
+    into a file of its own, and a whole one stays. Where the cache cannot be written, a warning names it, and
+    the data are made anew the next time.
 
     Args:
       folder: where the caches are kept; it is made. None: nothing is kept.
@@ -47,8 +48,6 @@ def cached(
         also their inodes and the time that no archive can set: other files are not taken for them.
       build: makes the arrays of `ArrayData`.
       classes: the number of classes.
-
-    Where the cache cannot be written, a warning names it, and the data are made anew the next time.
 
     Raises:
       ValueError: what was built is no data set, see `ArrayData`; it is not kept.

@@ -39,10 +39,9 @@ class ConvNet(nn.Module):
         check_input(xs, "T B H W C")
         least = 2 ** len(self.features)
         if min(xs.shape[2:4]) < least:
-            poolings = f"{len(self.features)} poolings" if len(self.features) > 1 else "a pooling"
-            need = "need" if len(self.features) > 1 else "needs"
             raise ValueError(
-                f"{poolings} {need} images of at least {least}x{least} pixels, got shape {xs.shape}"
+                f"features={self.features}: each layer halves the image, which must be at least "
+                f"{least}x{least} pixels, got shape {xs.shape}"
             )
         for n in self.features:
             xs = Conv(n, (3, 3), padding=1, use_bias=not self.norm, dtype=self.dtype)(xs)

@@ -39,7 +39,8 @@ def sha256(tree: PyTree) -> str:
         digest.update(
             f"{jax.tree_util.keystr(path)} {getattr(leaf, 'dtype', host.dtype)} {host.shape};".encode()
         )
-        digest.update(host.tobytes())
+        # As bytes without a copy, also of types that NumPy itself does not have.
+        digest.update(np.ascontiguousarray(host).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import pytest
 from common.runs import Run, build
 from common.sources import source_of
@@ -140,7 +141,7 @@ def test_a_network_that_does_not_take_the_data_claims_no_workdir(shapes, tmp_pat
     places = {"workdir": tmp_path / "run", "data_dir": tmp_path}
     run = Run.of("digits", data=f"folder:{shapes}", size=3, batch_size=8, **places)
     with pytest.raises(
-        ValueError, match=rf"folder:{shapes}: convnet does not take it: 2 poolings need .*4x4"
+        ValueError, match=rf"folder:{shapes}: convnet does not take it: .*at least 4x4 pixels"
     ):
         with prepare(run):
             pass
@@ -153,3 +154,28 @@ def test_a_path_through_its_parent_is_the_same_run(shapes, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     names = ("folder:shapes", f"folder:../{tmp_path.name}/shapes", "folder:shapes/../shapes/")
     assert len({str(source_of(name)) for name in names}) == 1
+
+
+def test_parameters_that_do_not_fit_claim_no_workdir(tmp_path):
+    with prepare(Run.of("digits_mlp", features=(8,), workdir=tmp_path / "first")) as (
+        experiment,
+        checkpoints,
+    ):
+        state = experiment.initial_state(jax.random.key(0))
+        checkpoints.save(1, {"params": state.params, "variables": state.variables}, {})
+        checkpoints.wait()
+    run = Run.of("digits_mlp", features=(9,), init_from=tmp_path / "first", workdir=tmp_path / "second")
+    with pytest.raises(ValueError, match=r"does not fit: params.*float32\[8\], expected float32\[9\]"):
+        with prepare(run):
+            pass
+    assert not (tmp_path / "second").exists()
+
+
+def test_a_damaged_record_of_the_data_is_named(shapes, tmp_path):
+    run = Run.of("digits", data=f"folder:{shapes}", batch_size=8, workdir=tmp_path / "run", data_dir=tmp_path)
+    with prepare(run):
+        pass
+    for text in ("[]", "{"):
+        (tmp_path / "run" / "data.json").write_text(text)
+        with pytest.raises(ValueError, match=f"{tmp_path / 'run' / 'data.json'} is damaged"):
+            build(run)
